@@ -1,0 +1,88 @@
+"""A user's own images in `.npz` files: `x` (uint8, or float in [0, 1]) and `y` (integers).
+
+`x` is (N, H, W, C), (N, C, H, W) or grey (N, H, W); several files make one split.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from robustkd.datasets._base import DatasetConfig, ImageSet, Split
+from robustkd.errors import ArtifactError
+
+
+def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[np.int64], tuple[str, ...]]:
+    """Images (N, C, H, W), labels (N,) and class names, if any, of one file; nothing is unpickled.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or does not hold `x` and `y` as described.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            held = dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        raise ArtifactError(f"cannot read {path.name}: {error}", where=str(path), fix="give an .npz with x and y") from error
+    if not {"x", "y"} <= held.keys():
+        raise ArtifactError(f"{path.name} holds {sorted(held)}", where=str(path), fix="name the arrays x and y")
+    names = tuple(str(c) for c in held["classes"]) if "classes" in held else ()
+    return _images(held["x"], path), _labels(held["y"], path), names
+
+
+def _images(x: NDArray[Any], path: Path) -> NDArray[Any]:
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    if x.dtype != np.uint8:
+        if not np.issubdtype(x.dtype, np.floating):
+            raise ArtifactError(f"x is {x.dtype}", where=str(path), fix="store x as uint8, or as float in [0, 1]")
+        if x.size and not (np.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
+            raise ArtifactError("x is float but not in [0, 1]", where=str(path), fix="divide by 255, or store uint8")
+        x = x.astype(np.float32)
+    return np.ascontiguousarray(x)
+
+
+def _labels(y: NDArray[Any], path: Path) -> NDArray[np.int64]:
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise ArtifactError(
+            f"y has shape {y.shape} and type {y.dtype}",
+            where=str(path),
+            fix="store y as one integer class per image, not one-hot",
+        )
+    return y.astype(np.int64)
+
+
+class NpzConfig(DatasetConfig, frozen=True):
+    """Images from .npz files."""
+
+    summary: ClassVar[str] = "your own .npz files with x and y; several files make one split"
+    name: Literal["npz"] = "npz"
+    train: tuple[Path, ...] = Field((), description="files of the training split")
+    test: tuple[Path, ...] = Field((), description="files of the test split")
+    classes: tuple[str, ...] = Field((), description="class names; left out, the labels' numbers")
+
+    def load(self, split: Split) -> ImageSet:
+        """All files of the split, in the order given."""
+        files = self.train if split == "train" else self.test
+        if not files:
+            raise ArtifactError(f"no .npz files for the {split} split", where=f"dataset.{split}", fix="name at least one")
+        parts = [read_npz(self._resolve(f)) for f in files]
+        shapes = {part[0].shape[1:] for part in parts} | {part[0].dtype for part in parts}
+        if len(shapes) > 2:
+            raise ArtifactError(f"the files of {split} differ in shape or type", where=str(files[0]), fix="make them equal")
+        labels = np.concatenate([part[1] for part in parts])
+        names = self.classes or parts[0][2] or tuple(str(i) for i in range(int(labels.max()) + 1))
+        return ImageSet(np.concatenate([p[0] for p in parts]), labels, names, self.name, split)
+
+    def _resolve(self, file: Path) -> Path:
+        under = self.folder() / file
+        return under if under.is_file() else file.expanduser()
+
+
+ENTRY = NpzConfig

@@ -1,0 +1,1 @@
+"""Shelf of engines: whatever turns images into logits, behind one contract."""

@@ -1,0 +1,1 @@
+"""Shelf of training methods: one paper, one file; none of them a variation inside the loop."""

@@ -1,0 +1,105 @@
+"""The contract of the methods shelf: what a paper says about the inner and the outer problem."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from robustkd.ascent import BatchNormMode, Objective
+from robustkd.threat import Start
+
+Role = Literal["robust", "clean"]
+Terms = dict[str, Tensor]
+"""Loss terms by name, 0-dimensional and detached; what `advance` and the metrics see."""
+
+
+class MethodConfig(BaseModel, frozen=True, extra="forbid"):
+    """Every method has a name; subclasses add the paper's knobs with the recommended defaults."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The student, and its frozen teachers by role, all mapping images in [0, 1] to logits."""
+
+    student: nn.Module
+    teachers: dict[Role, nn.Module]
+
+    @property
+    def robust(self) -> nn.Module:
+        """The robust teacher."""
+        return self.teachers["robust"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean images x (N, C, H, W), labels y (N,), and the adversarial images found for them."""
+
+    x: Tensor
+    y: Tensor
+    x_adv: Tensor
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training stands: the 0-based epoch of `epochs`, and the 0-based global step."""
+
+    epoch: int
+    epochs: int
+    step: int
+
+
+C = TypeVar("C", bound=MethodConfig)
+S = TypeVar("S")
+
+
+class Method(ABC, Generic[C, S]):
+    """One paper. `S` is its state, often None; state is made by `init` and returned by `advance`."""
+
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    equation: ClassVar[str]
+    departures: ClassVar[str] = "none"
+    roles: ClassVar[tuple[Role, ...]] = ()
+    through_teacher: ClassVar[bool] = False
+    adversarial: ClassVar[bool] = True
+    start: ClassVar[Start] = "noise"
+    attack_mode: ClassVar[BatchNormMode] = "eval"
+    Config: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: C, *, classes: int) -> None:
+        self.config, self.classes = config, classes
+
+    def init(self) -> S | None:
+        """The state before the first step."""
+        return None
+
+    @abstractmethod
+    def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective:
+        """The objective the attack maximises, per image: x_adv -> (N,)."""
+
+    @abstractmethod
+    def loss(self, nets: Nets, batch: Batch, state: S, clock: Clock) -> tuple[Tensor, Terms]:
+        """The outer loss (a scalar) and its terms by name. The student's passes run in the paper's order."""
+
+    def advance(self, state: S, terms: Terms, clock: Clock) -> S:
+        """The state after a step; `terms` are means over all ranks."""
+        return state
+
+
+@torch.no_grad()
+def fixed(net: nn.Module, x: Tensor) -> Tensor:
+    """A teacher's logits without gradient."""
+    logits: Tensor = net(x)
+    return logits
+
+
+def terms(**values: Tensor) -> Terms:
+    """Detached terms for the log."""
+    return {name: value.detach() for name, value in values.items()}

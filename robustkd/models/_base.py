@@ -1,0 +1,70 @@
+"""The contract of the models shelf: a config that builds a network of logits over images in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+
+class Normalization(BaseModel, frozen=True, extra="forbid"):
+    """Per-channel mean and standard deviation on the [0, 1] scale, applied inside the network."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std as the network's own first layer, so that it is exported with it."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: Normalization) -> None:
+        super().__init__()
+        shape = (1, -1, 1, 1)
+        self.register_buffer("mean", torch.tensor(config.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(shape), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class Normalized(nn.Module):
+    """A network behind its normalisation; its state keys are those of the bare network."""
+
+    def __init__(self, config: Normalization, net: nn.Module) -> None:
+        super().__init__()
+        self.normalize, self.net = Normalize(config), net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(self.normalize(x))
+        return logits
+
+
+def bare(net: nn.Module) -> nn.Module:
+    """The network whose state is saved and loaded: without the normalisation in front."""
+    return net.net if isinstance(net, Normalized) else net
+
+
+class ModelConfig(BaseModel, frozen=True, extra="forbid"):
+    """What every architecture has; subclasses add their own knobs and `_net`."""
+
+    summary: ClassVar[str] = ""
+    name: str
+    normalize: Normalization | None = Field(None, description="mean/std in front of the net; none by default")
+
+    def build(self, *, channels: int, classes: int) -> nn.Module:
+        """The network: (N, channels, H, W) in [0, 1] -> logits (N, classes)."""
+        net = self._net(channels, classes)
+        return net if self.normalize is None else Normalized(self.normalize, net)
+
+    def _net(self, channels: int, classes: int) -> nn.Module:
+        raise NotImplementedError
+
+
+def scaled(channels: int, width: float) -> int:
+    """A channel count times the width multiplier, at least 1."""
+    return max(1, round(channels * width))

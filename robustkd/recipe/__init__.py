@@ -1,0 +1,1 @@
+"""Recipes, target profiles and policies: YAML in, frozen pydantic out."""

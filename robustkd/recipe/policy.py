@@ -1,0 +1,32 @@
+"""How an audit is done and what its verdict asks for. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+Level = Literal["baseline", "replay", "surrogate", "blackbox"]
+
+
+class Policy(BaseModel, frozen=True, extra="forbid"):
+    """Which attacks run and how hard; shipped as quick, standard and full."""
+
+    name: str = "quick"
+    noise_draws: int = Field(10, ge=0, description="random draws of the baseline")
+    pgd_steps: int = Field(10, ge=0, description="steps of the PGD sanity line")
+    apgd_steps: int = Field(100, ge=0, description="iterations of APGD-CE and of each APGD-T target")
+    targets: int = Field(9, ge=0, description="targets of APGD-T, capped at classes - 1; 0 leaves it out")
+    fab: bool = Field(False, description="run FAB-T on the source, as the standard AutoAttack does")
+    square_queries: int = Field(1000, ge=0, description="queries of Square on the engine; 0 leaves it out")
+
+
+class AuditConfig(BaseModel, frozen=True, extra="forbid"):
+    """The audit section of a recipe; command-line options override it."""
+
+    policy: str = Field("quick", description="a shipped policy or a path to a YAML file")
+    n: int = Field(200, ge=1, description="test images, the first n in a seeded order")
+    tolerance: float = Field(1.0, ge=0, le=100, description="allowed drop against the source, in percentage points")
+    min_robust: float | None = Field(None, ge=0, le=100, description="floor of robust accuracy, percent")
+    min_clean: float | None = Field(None, ge=0, le=100, description="floor of clean accuracy, percent")
+    batch_size: int = Field(128, ge=1)

@@ -1,0 +1,138 @@
+"""The recipe: everything a run needs, frozen and validated where it meets a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
+
+from robustkd.ascent import BatchNormMode
+from robustkd.catalog import Shelf
+from robustkd.datasets._base import DatasetConfig
+from robustkd.errors import ConfigError
+from robustkd.methods._base import Method, MethodConfig, Role
+from robustkd.models._base import ModelConfig
+from robustkd.recipe.policy import AuditConfig
+from robustkd.threat import Pixels, Start, ThreatModel
+
+
+class Section(BaseModel, frozen=True, extra="forbid"):
+    """A part of a recipe: frozen, unknown keys refused."""
+
+
+class UnknownName(ValueError):
+    """A shelf has no entry of this name; carries the sentence that mends it."""
+
+    def __init__(self, error: ConfigError) -> None:
+        super().__init__(error.what)
+        self.fix = error.fix
+
+
+@dataclass(frozen=True)
+class OnShelf:
+    """Marks a field whose `name` selects an entry of a shelf, and validates it with that entry's config."""
+
+    shelf: str
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return value
+        try:
+            entry = Shelf(self.shelf).get(value["name"])
+        except ConfigError as error:
+            raise UnknownName(error) from error
+        config = entry.Config if self.shelf == "methods" else entry
+        return config.model_validate(value)
+
+
+AnyModel = Annotated[SerializeAsAny[ModelConfig], BeforeValidator(OnShelf("models")), OnShelf("models")]
+AnyDataset = Annotated[SerializeAsAny[DatasetConfig], BeforeValidator(OnShelf("datasets")), OnShelf("datasets")]
+AnyMethod = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(OnShelf("methods")), OnShelf("methods")]
+
+
+class TeacherConfig(Section, frozen=True):
+    """A teacher: a card on the shelf (`id`), or a file (`path`) with its architecture (`model`)."""
+
+    role: Role = "robust"
+    id: str | None = Field(None, description="name of a teacher card; see `robustkd list teachers`")
+    path: str | None = Field(None, description="a .safetensors file or one of our checkpoint bundles")
+    model: AnyModel | None = Field(None, description="architecture of the file at `path`")
+    sha256: str | None = Field(None, description="expected digest of the file at `path`")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherConfig:
+        if (self.id is None) == (self.path is None):
+            raise ValueError("a teacher needs either id or path")
+        return self
+
+
+class InnerConfig(Section, frozen=True):
+    """The inner problem: how x_adv is searched for in training."""
+
+    steps: int = Field(10, ge=0)
+    step_size: Pixels = Field(2 / 255, description="on the [0, 1] scale; 2/255")
+    start: Start | None = Field(None, description="left out: the method's own")
+    batch_norm: BatchNormMode | None = Field(None, description="student's mode in the attack; left out: the method's own")
+
+
+class Schedule(Section, frozen=True):
+    """The learning rate over epochs."""
+
+    name: Literal["step", "cosine", "onecycle", "constant"] = "step"
+    milestones: tuple[float, ...] = Field((100, 150), description="`step`: epochs, 0-based, from which lr is multiplied by gamma")
+    gamma: float = Field(0.1, gt=0, le=1)
+    warmup: float = Field(0.0, ge=0, description="epochs of linear warm-up; `onecycle`: epochs of rise")
+
+
+class TrainConfig(Section, frozen=True):
+    """The outer problem: optimiser, schedule, selection, logging."""
+
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(128, ge=1, description="global, over all processes")
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Schedule = Schedule()
+    augment: tuple[Literal["crop", "flip"], ...] = Field(("crop", "flip"), description="whole-batch augmentations")
+    pad: int = Field(4, ge=0, description="zero padding of the random crop, in pixels")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads; left out: the physical cores that are idle")
+    select: Literal["pgd10", "clean", "weighted"] = Field("pgd10", description="what best means on the held-out images")
+    select_every: int = Field(1, ge=1, description="epochs between evaluations on the held-out images")
+    save_every: int = Field(100, ge=1, description="steps between resumable states; one is also written per epoch")
+    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm")
+    tensorboard: bool = True
+
+
+class Recipe(Section, frozen=True):
+    """A run from data to verdict."""
+
+    name: str = "run"
+    dataset: AnyDataset
+    student: AnyModel
+    teachers: tuple[TeacherConfig, ...] = ()
+    threat: ThreatModel = ThreatModel()
+    inner: InnerConfig = InnerConfig()
+    method: AnyMethod
+    train: TrainConfig = TrainConfig()
+    targets: tuple[str, ...] = ("cpu-fp32",)
+    audit: AuditConfig = AuditConfig()
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    def method_class(self) -> type[Method[Any, Any]]:
+        """The method's shelf entry."""
+        entry: type[Method[Any, Any]] = Shelf("methods").get(self.method.name)
+        return entry
+
+    @model_validator(mode="after")
+    def _roles(self) -> Recipe:
+        wanted, given = sorted(self.method_class().roles), sorted(t.role for t in self.teachers)
+        if wanted != given:
+            need = " and ".join(wanted) or "no"
+            raise ValueError(f"{self.method.name} wants {need} teacher(s), the recipe gives {', '.join(given) or 'none'}")
+        return self

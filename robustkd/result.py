@@ -1,0 +1,128 @@
+"""The result of an audit: typed, versioned, and enough to build the report again anywhere. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from robustkd.threat import ThreatModel
+
+Level = Literal["baseline", "replay", "surrogate", "blackbox"]
+CheckStatus = Literal["ok", "warn", "block", "skipped"]
+Status = Literal["pass", "fail", "inconclusive", "invalid"]
+SCHEMA = "robustkd.audit/1"
+
+#: exit code of each verdict (contract, section 2)
+EXIT: dict[Status, int] = {"pass": 0, "fail": 10, "inconclusive": 11, "invalid": 12}
+
+
+class Value(BaseModel):
+    """A frozen part of the result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(Value):
+    """An estimate with the limits of its interval, all fractions."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+class AttackResult(Value):
+    """One attack's yield: accuracy left after it alone, over all n images."""
+
+    level: Level
+    robust_accuracy: float
+    low: float
+    high: float
+    forward_calls: int = Field(description="images sent through the attacked side by this attack")
+    seconds: float
+    note: str = ""
+
+
+class Side(Value):
+    """The engine, or the source model it is held against."""
+
+    clean_accuracy: Interval
+    robust_accuracy: Interval = Field(description="worst case per image over all attacks")
+    attacks: dict[str, AttackResult] = {}
+
+
+class Artifact(Value):
+    """The file under audit and what ran it."""
+
+    path: str
+    sha256: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    device: str
+    settings: dict[str, Any] = {}
+
+
+class Source(Value):
+    """The checkpoint the artifact is held against."""
+
+    path: str
+    sha256: str
+
+
+class Dataset(Value):
+    """The images used."""
+
+    name: str
+    split: str
+    n: int
+    sha256: str
+
+
+class Difference(Value):
+    """Source minus engine, paired over the same images: positive is a loss in deployment."""
+
+    clean: Interval
+    robust: Interval
+    mcnemar_p: float
+    b: int = Field(description="source robust, engine broken")
+    c: int = Field(description="engine robust, source broken")
+
+
+class Check(Value):
+    """A sanity check or a bound: what was seen, what was asked, and one plain sentence."""
+
+    name: str
+    status: CheckStatus
+    observed: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bound: float | None = None
+    message: str = ""
+
+
+class Verdict(Value):
+    """The answer, and why."""
+
+    status: Status
+    reasons: tuple[str, ...]
+
+
+class AuditResult(BaseModel):
+    """The content of `result.json` (contract, section 4)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: Literal["robustkd.audit/1"] = Field(SCHEMA, alias="schema")
+    artifact: Artifact
+    source: Source | None
+    threat: ThreatModel
+    dataset: Dataset
+    policy: dict[str, Any]
+    seed: int
+    seconds: float
+    engine: Side
+    source_model: Side | None
+    difference: Difference | None
+    checks: tuple[Check, ...]
+    verdict: Verdict
