@@ -79,7 +79,8 @@ class ImageSet:
         """The images as float32 in [0, 1]."""
         if self.images.dtype == np.uint8:
             return self.images.astype(np.float32) / np.float32(255)
-        return self.images.astype(np.float32, copy=False)
+        floats: NDArray[np.float32] = self.images.astype(np.float32, copy=False)
+        return floats
 
 
 class DatasetConfig(BaseModel, frozen=True, extra="forbid"):
