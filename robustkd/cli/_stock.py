@@ -1,0 +1,92 @@
+"""What an installation has to offer, by kind: names with one line each. Used by `list` and `show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from robustkd.errors import ArtifactError, ConfigError, nearest
+
+#: what `list` calls a shelf -> its folder in the package
+SHELVES = {
+    "methods": "methods",
+    "students": "models",
+    "datasets": "datasets",
+    "attacks": "attacks",
+    "engines": "engines",
+}
+KINDS = ("methods", "recipes", "targets", "teachers", "students", "datasets", "attacks", "engines")
+
+
+def stock(kind: str) -> list[dict[str, str]]:
+    """Name and summary of everything of a kind.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    if kind in SHELVES:
+        return _entries(SHELVES[kind])
+    if kind in ("recipes", "targets"):
+        from robustkd.resources import shipped
+
+        files = shipped("recipe" if kind == "recipes" else "target")
+        return [{"name": name, "summary": headline(file)} for name, file in files.items()]
+    if kind == "teachers":
+        return [{"name": name, "summary": str(card(name).get("summary", ""))} for name in cards()]
+    raise ConfigError(f"there is nothing called {kind} to list", fix=nearest(kind, KINDS))
+
+
+def _entries(shelf: str) -> list[dict[str, str]]:
+    from robustkd.catalog import Shelf
+
+    entries = Shelf(shelf)
+    return [{"name": name, "summary": _summary(entries.get(name))} for name in entries.names()]
+
+
+def _summary(entry: Any) -> str:
+    """The entry's own `summary`, or the first line of its docstring."""
+    own = getattr(entry, "summary", "") or getattr(entry, "__doc__", "") or ""
+    return str(own).strip().partition("\n")[0]
+
+
+def headline(file: Path) -> str:
+    """The first comment of a YAML file: what it is for."""
+    first = file.read_text(encoding="utf-8").lstrip().partition("\n")[0]
+    return first.lstrip("# ").rstrip() if first.startswith("#") else ""
+
+
+def head(text: str) -> str:
+    """The block of comment lines a YAML file opens with, newline included."""
+    lines = []
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#"):
+            break
+        lines.append(line)
+    return "\n".join(lines).strip() + "\n" if any(lines) else ""
+
+
+def cards() -> dict[str, Path]:
+    """The cards of the teachers that ship with robustkd."""
+    import robustkd
+
+    folder = Path(robustkd.__file__).parent / "teachers"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def card(name: str) -> dict[str, Any]:
+    """The content of a teacher's card.
+
+    Raises:
+        ConfigError: no teacher has this name.
+        ArtifactError: the card is damaged.
+    """
+    import yaml
+
+    files = cards()
+    if name not in files:
+        fix = nearest(name, files) if files else "this installation ships no teachers"
+        raise ConfigError(f"there is no teacher {name}", fix=fix)
+    content = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ArtifactError("a teacher card holds no mapping", where=str(files[name]), fix="install robustkd again")
+    return content

@@ -1,0 +1,97 @@
+"""`robustkd show`: one recipe, target, teacher or method in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from robustkd.errors import ConfigError, nearest
+
+
+def show(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="recipe, target, teacher or method.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped name, or a path to your own YAML file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="K=V", help="Show a recipe as it is with this setting."),
+    ] = None,
+) -> None:
+    """Show a recipe or target resolved, with the origin of each value; or a teacher's card; or a method's equation."""
+    if kind not in _KINDS:
+        raise ConfigError(f"there is no {kind} to show", fix=nearest(kind, _KINDS))
+    if settings and kind != "recipe":
+        raise ConfigError("--set changes recipes only", where=f"robustkd show {kind} {name}", fix="leave --set out")
+    typer.echo(_KINDS[kind](name, settings or []))
+
+
+def _recipe(name: str, settings: list[str]) -> str:
+    from robustkd.cli._origins import annotated
+    from robustkd.recipe.reading import override, read, validate
+    from robustkd.recipe.schema import Recipe
+
+    source = override(read("recipe", name), settings)
+    return annotated(validate(Recipe, source).model_dump(mode="json"), source)
+
+
+def _target(name: str, _: list[str]) -> str:
+    from robustkd.cli._origins import annotated
+    from robustkd.recipe.reading import read, validate
+    from robustkd.recipe.target import Target
+
+    source = read("target", name)
+    return annotated(validate(Target, source).model_dump(mode="json"), source)
+
+
+def _teacher(name: str, _: list[str]) -> str:
+    import yaml
+
+    from robustkd.cli._stock import card
+
+    return str(yaml.safe_dump(card(name), sort_keys=False, allow_unicode=True)).rstrip()
+
+
+def _method(name: str, _: list[str]) -> str:
+    from robustkd.catalog import Shelf
+    from robustkd.resources import shipped
+
+    method: Any = Shelf("methods").get(name)
+    users = [recipe for recipe in shipped("recipe") if _method_of(recipe) == name]
+    lines = [
+        f"{name}: {method.summary}",
+        f"paper: {method.paper}",
+        f"equation: {method.equation}",
+        f"teachers: {' and '.join(method.roles) or 'none'}",
+        f"departures: {method.departures}",
+        "knobs:",
+        *(f"  {knob}" for knob in _knobs(method)),
+        f"recipes: {', '.join(users) or 'none ships'}",
+    ]
+    return "\n".join(lines)
+
+
+def _knobs(method: Any) -> list[str]:
+    fields = {name: info for name, info in method.Config.model_fields.items() if name != "name"}
+    if not fields:
+        return ["none"]
+    return [
+        f"{name} = {info.get_default(call_default_factory=True)}  {info.description or ''}".rstrip()
+        for name, info in fields.items()
+    ]
+
+
+def _method_of(recipe: str) -> Any:
+    """The method a shipped recipe names, read without validating it."""
+    from robustkd.recipe.reading import read
+
+    method = read("recipe", recipe).values.get("method")
+    return method.get("name") if isinstance(method, dict) else method
+
+
+_KINDS: dict[str, Callable[[str, list[str]], str]] = {
+    "recipe": _recipe,
+    "target": _target,
+    "teacher": _teacher,
+    "method": _method,
+}
