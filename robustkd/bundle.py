@@ -26,9 +26,18 @@ from robustkd.errors import ArtifactError
 from robustkd.threat import ThreatModel
 
 Kind = Literal["checkpoint", "onnx", "engine", "audit"]
-SCHEMA = "robustkd.bundle/1"
 MANIFEST = "manifest.json"
-_PACKAGES = ("torch", "torchvision", "accelerate", "onnx", "onnxruntime", "onnxscript", "pyautoattack", "numpy", "tensorrt")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pyautoattack",
+    "numpy",
+    "tensorrt",
+)
 
 
 class ModelInfo(BaseModel, frozen=True, extra="allow"):
@@ -43,7 +52,7 @@ class ModelInfo(BaseModel, frozen=True, extra="allow"):
 class Manifest(BaseModel, frozen=True, extra="allow"):
     """The content of `manifest.json`; additional keys of a stage are kept."""
 
-    schema_: Literal["robustkd.bundle/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["robustkd.bundle/1"] = Field("robustkd.bundle/1", alias="schema")
     kind: Kind
     files: dict[str, str] = {}
     parent: str | None = None
@@ -139,7 +148,9 @@ def create(path: Path, kind: Kind, *, parent: Bundle | None = None, **fields: An
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
-        raise ArtifactError(f"cannot write here: {error.strerror}", where=str(path.parent), fix="choose another --output") from error
+        raise ArtifactError(
+            f"cannot write here: {error.strerror}", where=str(path.parent), fix="choose another --output"
+        ) from error
     inherited = {} if parent is None else parent.manifest.model_dump(include={"recipe", "model", "threat", "precision"})
     values: dict[str, Any] = inherited | fields
     try:
@@ -191,7 +202,9 @@ def write_atomic(file: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ArtifactError(
-            f"cannot write {file.name}: {error.strerror}", where=str(file.parent), fix="free space, or choose another --output"
+            f"cannot write {file.name}: {error.strerror}",
+            where=str(file.parent),
+            fix="free space, or choose another --output",
         ) from error
 
 
@@ -219,4 +232,7 @@ def hardware() -> dict[str, Any]:
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )

@@ -34,7 +34,7 @@ def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
         ConfigError: there is no such file.
     """
     given = Path(name).expanduser()
-    if given.suffix in (".yaml", ".yml") or given.parent != Path("."):
+    if given.suffix in (".yaml", ".yml") or given.parent != Path():
         if given.is_file():
             return given
         raise ConfigError(f"there is no {kind} file {name}", where=str(Path.cwd()), fix=_known(kind, given.stem))

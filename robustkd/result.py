@@ -11,7 +11,6 @@ from robustkd.threat import ThreatModel
 Level = Literal["baseline", "replay", "surrogate", "blackbox"]
 CheckStatus = Literal["ok", "warn", "block", "skipped"]
 Status = Literal["pass", "fail", "inconclusive", "invalid"]
-SCHEMA = "robustkd.audit/1"
 
 #: exit code of each verdict (contract, section 2)
 EXIT: dict[Status, int] = {"pass": 0, "fail": 10, "inconclusive": 11, "invalid": 12}
@@ -113,7 +112,7 @@ class AuditResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_: Literal["robustkd.audit/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["robustkd.audit/1"] = Field("robustkd.audit/1", alias="schema")
     artifact: Artifact
     source: Source | None
     threat: ThreatModel

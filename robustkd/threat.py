@@ -90,4 +90,5 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
 
 def _norms(delta: Tensor) -> Tensor:
     """The l2 norm of each image, shaped to broadcast over it."""
-    return delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.dim() - 1))
+    length: Tensor = delta.flatten(1).norm(dim=1)
+    return length.view(-1, *[1] * (delta.dim() - 1))

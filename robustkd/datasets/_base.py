@@ -78,7 +78,8 @@ class ImageSet:
     def floats(self) -> NDArray[np.float32]:
         """The images as float32 in [0, 1]."""
         if self.images.dtype == np.uint8:
-            return self.images.astype(np.float32) / np.float32(255)
+            scaled: NDArray[np.float32] = self.images.astype(np.float32) / np.float32(255)
+            return scaled
         floats: NDArray[np.float32] = self.images.astype(np.float32, copy=False)
         return floats
 

@@ -39,6 +39,6 @@ def _values(spec: str) -> dict[str, Any]:
         return {"name": "npz", "train": [str(path.resolve())], "test": [str(path.resolve())]}
     if path.is_dir() and spec not in Shelf("datasets").names():
         return {"name": "folder", "path": str(path.resolve())}
-    if path.parent != Path("."):
+    if path.parent != Path():
         raise ArtifactError("there is no such folder or .npz file", where=spec)
     return {"name": spec}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -91,6 +91,14 @@ class Method(ABC, Generic[C, S]):
     def advance(self, state: S, terms: Terms, clock: Clock) -> S:
         """The state after a step; `terms` are means over all ranks."""
         return state
+
+    def save(self, state: S) -> dict[str, Any]:
+        """The state as JSON, for the resumable state of a run."""
+        return {}
+
+    def restore(self, saved: dict[str, Any]) -> S | None:
+        """The state back from what `save` gave."""
+        return self.init()
 
 
 @torch.no_grad()

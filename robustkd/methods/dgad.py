@@ -73,7 +73,9 @@ def exchange(logits: Tensor, y: Tensor, rows: Tensor) -> Tensor:
     """ELS: in the given rows exchange the label's logit with the largest one; other rows stay bit-identical.
 
     Args:
-        logits: (N, C); y: (N,); rows: (N,) bool.
+        logits: (N, C).
+        y: labels (N,).
+        rows: (N,) bool.
     """
     top = logits.argmax(1, keepdim=True)
     label = y[:, None]

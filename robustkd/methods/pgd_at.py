@@ -24,7 +24,8 @@ class PgdAtConfig(MethodConfig, frozen=True):
 
     name: Literal["pgd-at"] = "pgd-at"
     clean_bn_pass: bool = Field(
-        True, description="run the unused clean pass in train mode: it has no gradient but moves running statistics"
+        True,
+        description="run the unused clean pass in train mode: it has no gradient but moves running statistics",
     )
 
 

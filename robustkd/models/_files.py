@@ -45,7 +45,11 @@ def load_state(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
     lacking = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     surplus = [k for k in state if k not in wanted]
     shapes = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
-    for problem, keys in (("lacks", lacking), ("has another shape for", shapes), ("has, unknown to the net,", surplus)):
+    for problem, keys in (
+        ("lacks", lacking),
+        ("has another shape for", shapes),
+        ("has, unknown to the net,", surplus),
+    ):
         if keys:
             raise ArtifactError(
                 f"the file {problem} {keys[0]}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else ""),

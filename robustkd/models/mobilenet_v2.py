@@ -46,9 +46,8 @@ class InvertedResidual(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
+        wide = F.relu(self.bn1(self.conv1(x)))
+        out: Tensor = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(wide)))))
         return out + self.shortcut(x) if self.stride == 1 else out
 
 

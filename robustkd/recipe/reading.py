@@ -47,7 +47,9 @@ def read_yaml(path: Path) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path.name}: {error}", where=str(path), fix="give a readable UTF-8 YAML file") from error
+        raise ConfigError(
+            f"cannot read {path.name}: {error}", where=str(path), fix="give a readable UTF-8 YAML file"
+        ) from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
@@ -68,7 +70,10 @@ def _mark(node: yaml.Node, key: Key, path: Path, origins: dict[Key, str]) -> Non
         for name, child in node.value:
             inner = (*key, str(name.value))
             if inner in origins:
-                raise ConfigError(f"{'.'.join(map(str, inner))} is given twice", where=f"{path}, line {name.start_mark.line + 1}")
+                raise ConfigError(
+                    f"{'.'.join(map(str, inner))} is given twice",
+                    where=f"{path}, line {name.start_mark.line + 1}",
+                )
             origins[inner] = f"{path}, line {name.start_mark.line + 1}"
             _mark(child, inner, path, origins)
     elif isinstance(node, yaml.SequenceNode):
@@ -178,7 +183,10 @@ def _explain(model: type[BaseModel], error: ValidationError, source: Source) -> 
 def field_names(model: type[BaseModel], values: Any, location: Key) -> list[str]:
     """The valid names beside an unknown key: the fields of the model that `location` leads to."""
     for part in location:
-        values = values[part] if isinstance(values, (dict, list)) else None
+        if isinstance(values, dict):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int):
+            values = values[part]
         if isinstance(part, int):
             continue
         found = _model_of(model.model_fields[part], values) if part in model.model_fields else None

@@ -36,6 +36,7 @@ class OnShelf:
     shelf: str
 
     def __call__(self, value: Any) -> Any:
+        """The validated config; a value that names nothing passes through to pydantic."""
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
@@ -82,7 +83,9 @@ class Schedule(Section, frozen=True):
     """The learning rate over epochs."""
 
     name: Literal["step", "cosine", "onecycle", "constant"] = "step"
-    milestones: tuple[float, ...] = Field((100, 150), description="`step`: epochs, 0-based, from which lr is multiplied by gamma")
+    milestones: tuple[float, ...] = Field(
+        (100, 150), description="`step`: epochs, 0-based, from which lr is multiplied by gamma"
+    )
     gamma: float = Field(0.1, gt=0, le=1)
     warmup: float = Field(0.0, ge=0, description="epochs of linear warm-up; `onecycle`: epochs of rise")
 

@@ -13,6 +13,7 @@ import io
 import lzma
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ SEED, COUNTS = 20261121, {"train": 10_000, "test": 2_000}
 
 def main(folder: Path) -> None:
     """Write `fashion_mnist_10k.npz.xz` beside this script."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     splits: tuple[Split, ...] = ("train", "test")
     for split in splits:
         images, labels = read_idx(folder, split)

@@ -1,0 +1,1 @@
+"""Distillation: recipe and teachers in, checkpoint bundle out."""

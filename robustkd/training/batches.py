@@ -1,0 +1,93 @@
+"""Batches from images held in memory, on the training device; augmentation works on whole batches.
+
+The order of an epoch and every augmentation are functions of (seed, epoch, step, rank) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from robustkd.datasets._base import ImageSet, balanced
+from robustkd.recipe.schema import Recipe, TrainConfig
+from robustkd.training.seeds import generator, seed_of
+
+ORDER, AUGMENT, ATTACK, HOLDOUT = 1, 2, 3, 4
+"""Purposes of a random stream; the last part of its seed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process among all: rank of world, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+def divide(images: ImageSet, recipe: Recipe) -> tuple[ImageSet, ImageSet]:
+    """The training images and those held out for checkpoint selection, both chosen by seed and balanced."""
+    config = recipe.dataset
+    order = balanced(images.labels, len(images), seed_of(recipe.seed, HOLDOUT) % 2**32)
+    held = min(config.holdout, len(images) // 2)
+    train = order[held:]
+    if config.train_n is not None:
+        train = train[: config.train_n]
+    return images.take(np.sort(train)), images.take(np.sort(order[:held]))
+
+
+class Batches:
+    """The training images on the device, cut into one epoch's batches at a time."""
+
+    def __init__(self, images: ImageSet, train: TrainConfig, *, seed: int, place: Place) -> None:
+        self.train, self.seed, self.place = train, seed, place
+        self.images = torch.from_numpy(np.ascontiguousarray(images.images)).to(place.device)
+        self.labels = torch.from_numpy(images.labels).to(place.device)
+        self.steps = -(-len(images) // train.batch_size)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(step, x, y) of this rank from step `first` on; x is float32 (B, C, H, W) in [0, 1]."""
+        order = self._order(epoch)
+        for step in range(first, self.steps):
+            rows = order[step * self.train.batch_size : (step + 1) * self.train.batch_size]
+            mine = rows[self.place.rank :: self.place.world]
+            index = torch.from_numpy(mine).to(self.place.device)
+            rng = generator(self.seed, epoch, step, self.place.rank, AUGMENT, device=self.place.device)
+            yield step, augment(to_unit(self.images[index]), self.train, rng), self.labels[index]
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng(seed_of(self.seed, epoch, ORDER))
+        return rng.permutation(len(self.labels))
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]; float images unchanged."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def augment(x: Tensor, train: TrainConfig, rng: Generator) -> Tensor:
+    """Random crop with zero padding and random horizontal flip, drawn per image for the whole batch."""
+    if "crop" in train.augment and train.pad:
+        x = random_crop(x, train.pad, rng)
+    if "flip" in train.augment:
+        flip = torch.rand(len(x), generator=rng, device=x.device) < 0.5
+        x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    return x
+
+
+def random_crop(x: Tensor, pad: int, rng: Generator) -> Tensor:
+    """Each image shifted by up to `pad` pixels in either direction, zeros moving in."""
+    count, channels, height, width = x.shape
+    padded = F.pad(x, (pad, pad, pad, pad))
+    shift = torch.randint(0, 2 * pad + 1, (2, count), generator=rng, device=x.device)
+    rows = shift[0][:, None] + torch.arange(height, device=x.device)
+    columns = shift[1][:, None] + torch.arange(width, device=x.device)
+    image = torch.arange(count, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[None, :, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

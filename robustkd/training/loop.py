@@ -1,0 +1,228 @@
+"""The training loop, readable as the papers write it; Accelerate launches, wraps and reduces, nothing more.
+
+For each batch: search x_adv on the bare student, take the method's loss on the wrapped one, step, advance the
+method's state on terms averaged over all processes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustkd.ascent import ascend, attacking
+from robustkd.datasets._base import ImageSet
+from robustkd.errors import NumericsError, RequirementError
+from robustkd.methods._base import Batch, Clock, Method, Nets, Terms
+from robustkd.models._files import portable
+from robustkd.recipe.schema import Recipe
+from robustkd.signals import check, received
+from robustkd.training import checkpoint
+from robustkd.training.batches import ATTACK, Batches, Place
+from robustkd.training.evaluate import Accuracy, evaluate
+from robustkd.training.log import Log
+from robustkd.training.schedule import rate
+from robustkd.training.seeds import generator, seed_of
+
+Listen = Callable[[dict[str, Any]], None]
+LOG_EVERY = 10
+
+
+def accelerator_for(recipe: Recipe) -> Any:
+    """Accelerate without its mixed precision, which would reach into the attack."""
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError as error:
+        raise RequirementError("training needs Accelerate", where=str(error), fix="pip install 'robustkd[train]'") from error
+    if recipe.train.device == "cuda" and not torch.cuda.is_available():
+        raise RequirementError("no CUDA device is available", where="train.device", fix="--set train.device=auto")
+    # several torch releases refuse two batch-norm forwards before one backward when buffers are broadcast
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(mixed_precision="no", cpu=recipe.train.device == "cpu", kwargs_handlers=[ddp])
+
+
+class Loop:
+    """One run: everything that lasts from its first step to its last."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        train: ImageSet,
+        held: ImageSet,
+        teachers: dict[Any, nn.Module],
+        accelerator: Any,
+        folder: Path,
+    ) -> None:
+        self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
+        device: torch.device = accelerator.device
+        self.place = Place(accelerator.process_index, accelerator.num_processes, device)
+        torch.manual_seed(seed_of(recipe.seed) % 2**63)
+        channels, classes = train.shape[0], len(train.classes)
+        net = recipe.student.build(channels=channels, classes=classes)
+        self.student: nn.Module = net.to(device).to(memory_format=torch.channels_last)
+        knobs = recipe.train
+        self.optimizer = torch.optim.SGD(
+            self.student.parameters(),
+            lr=knobs.lr,
+            momentum=knobs.momentum,
+            nesterov=knobs.nesterov,
+            weight_decay=knobs.weight_decay,
+        )
+        self.wrapped = accelerator.prepare(self.student) if self.place.world > 1 else self.student
+        self.method: Method[Any, Any] = recipe.method_class()(recipe.method, classes=classes)
+        self.teachers, self.held = teachers, held
+        self.batches = Batches(train, knobs, seed=recipe.seed, place=self.place)
+        self.progress = checkpoint.Progress(threads=torch.get_num_threads())
+        self.best: dict[str, Tensor] = {}
+        self.state = self.method.init()
+
+    def resume(self) -> None:
+        """Go back to the saved state."""
+        self.best, self.progress = checkpoint.restore(self.folder / "state.safetensors", self.student, self.optimizer)
+        self.state = self.method.restore(self.progress.method_state)
+
+    def run(self, listen: Listen) -> None:
+        """Train to the end; a signal stops it at a step, with the state saved.
+
+        Raises:
+            NumericsError: the loss is not finite; the last good state stays.
+            Interrupted: a signal asked for a stop.
+        """
+        board = self.folder / "tensorboard" if self.recipe.train.tensorboard else None
+        log_file = self.folder / "metrics.jsonl"
+        with Log(log_file, tensorboard=board, keep=self.progress.metrics_bytes) as log:
+            began = time.perf_counter() - self.progress.seconds
+            while self.progress.epoch < self.recipe.train.epochs:
+                self._epoch(log, listen, began)
+
+    def _epoch(self, log: Log, listen: Listen, began: float) -> None:
+        epoch, knobs = self.progress.epoch, self.recipe.train
+        for step, x, y in self.batches.epoch(epoch, first=self.progress.step):
+            clock = Clock(epoch, knobs.epochs, epoch * self.batches.steps + step)
+            report = step % LOG_EVERY == 0 or step + 1 == self.batches.steps
+            values = self._step(x, y, clock, report)
+            self.progress.step = step + 1
+            self.progress.seconds = time.perf_counter() - began
+            if report:
+                log.write(clock.step, values)
+            listen({"event": "step", "clock": clock, "steps": self.batches.steps, **values})
+            if (step + 1) % knobs.save_every == 0 or received():
+                self._save(log)
+                check()
+        last_epoch = epoch + 1 == knobs.epochs
+        if len(self.held) and (last_epoch or (epoch + 1) % knobs.select_every == 0):
+            accuracy = self._select()
+            values = {"epoch": epoch, "clean_accuracy": accuracy.clean, "robust_accuracy": accuracy.robust}
+            log.write((epoch + 1) * self.batches.steps - 1, values)
+            listen({"event": "evaluation", **values, "seconds": time.perf_counter() - began})
+        self.progress.epoch, self.progress.step = epoch + 1, 0
+        self.progress.seconds = time.perf_counter() - began
+        self._save(log)
+        check()
+
+    def _step(self, x: Tensor, y: Tensor, clock: Clock, report: bool) -> dict[str, Any]:
+        """One optimiser step; the numbers to log (loss terms only when `report`, to spare a GPU the wait)."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        began = self._now(report)
+        x_adv = self._attack(x, y, clock) if self.method.adversarial else x
+        attacked = self._now(report)
+        self.student.train()
+        lr = self._set_rate(clock)
+        nets = Nets(self.wrapped, self.teachers)
+        with self._autocast():
+            loss, terms = self.method.loss(nets, Batch(x, y, x_adv), self.state, clock)
+        if self.place.device.type == "cpu" or report:
+            self._finite(loss.detach(), terms, clock)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        if (limit := self.recipe.train.grad_clip) is not None:
+            nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        self.optimizer.step()
+        terms = self._mean_over_ranks({"loss": loss.detach(), **terms})
+        self.state = self.method.advance(self.state, terms, clock)
+        if not report:
+            return {"epoch": clock.epoch}
+        ended = self._now(report)
+        seconds = ended - began
+        return {
+            "epoch": clock.epoch,
+            "lr": lr,
+            **{name: float(value) for name, value in terms.items()},
+            "images_per_s": len(x) * self.place.world / seconds,
+            "inner_share": (attacked - began) / seconds,
+        }
+
+    def _attack(self, x: Tensor, y: Tensor, clock: Clock) -> Tensor:
+        inner, method = self.recipe.inner, self.method
+        rng = generator(self.recipe.seed, clock.epoch, clock.step, self.place.rank, ATTACK, device=self.place.device)
+        nets = Nets(self.student, self.teachers)
+        with attacking(self.student, inner.batch_norm or method.attack_mode), self._autocast():
+            return ascend(
+                method.inner(nets, x, y),
+                x,
+                threat=self.recipe.threat,
+                steps=inner.steps,
+                step_size=inner.step_size,
+                start=inner.start or method.start,
+                rng=rng,
+            )
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.recipe.train.precision == "bf16"
+        return torch.autocast(self.place.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _set_rate(self, clock: Clock) -> float:
+        knobs = self.recipe.train
+        lr = rate(knobs.schedule, knobs.lr, epoch=clock.step / self.batches.steps, epochs=knobs.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _finite(self, loss: Tensor, terms: Terms, clock: Clock) -> None:
+        if math.isfinite(float(loss)):
+            return
+        first = next((name for name, value in terms.items() if not math.isfinite(float(value))), "loss")
+        raise NumericsError(
+            f"training diverged: {first} is {float(terms.get(first, loss))} in step {clock.step} (epoch {clock.epoch})",
+            where=f"method {self.recipe.method.name}",
+            fix=f"lower train.lr (it is {self.recipe.train.lr:g}); the last good state is in {self.folder}",
+        )
+
+    def _mean_over_ranks(self, terms: Terms) -> Terms:
+        if self.place.world == 1:
+            return terms
+        reduced: Terms = self.accelerator.reduce(terms, reduction="mean")
+        return reduced
+
+    def _now(self, exact: bool) -> float:
+        if exact and self.place.device.type == "cuda":
+            torch.cuda.synchronize(self.place.device)
+        return time.perf_counter()
+
+    def _select(self) -> Accuracy:
+        """Measure on the held-out images, and keep the student if it is the best so far."""
+        if self.place.world > 1:
+            for buffer in self.student.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
+        threat, seed = self.recipe.threat, self.recipe.seed
+        accuracy = evaluate(self.student, self.held, threat, seed=seed, device=self.place.device)
+        self.progress.last = asdict(accuracy) | {"epoch": self.progress.epoch}
+        score = accuracy.score(self.recipe.train.select)
+        if score > self.progress.best_score or not self.best:
+            self.progress.best_score, self.progress.best = score, self.progress.last
+            self.best = portable(self.student)
+        return accuracy
+
+    def _save(self, log: Log) -> None:
+        self.progress.metrics_bytes = log.flush()
+        self.progress.method_state = self.method.save(self.state)
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.folder / "state.safetensors", self.student, self.optimizer, self.best, self.progress)

@@ -1,0 +1,197 @@
+"""distill(): a recipe becomes a checkpoint bundle, in a folder that one run at a time may use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustkd import bundle as bundles
+from robustkd.bundle import Bundle, ModelInfo, write_json
+from robustkd.datasets._base import ImageSet
+from robustkd.errors import ArtifactError, ConfigError
+from robustkd.models._files import portable
+from robustkd.recipe.schema import Recipe
+from robustkd.training import threads
+from robustkd.training.batches import divide
+from robustkd.training.loop import Listen, Loop, accelerator_for
+from robustkd.training.teachers import load_teachers
+
+WORK = ".training"
+"""The folder inside a run that holds its resumable state until the checkpoint is written."""
+
+
+def distill(recipe: Recipe, folder: Path, *, resume: bool = False, listen: Listen = lambda event: None) -> Bundle:
+    """Train the recipe's student.
+
+    Args:
+        recipe: the resolved recipe.
+        folder: the run's folder; the bundle is written to `folder/checkpoint`.
+        resume: continue from the state an interrupted run of the same recipe left in `folder`.
+        listen: called with an event for each step and each evaluation.
+
+    Returns:
+        The checkpoint bundle.
+
+    Raises:
+        ArtifactError: the folder is in use, holds a finished run, or the state to resume is missing or another recipe's.
+        NumericsError: training diverged.
+        Interrupted: a signal asked for a stop; the state is saved.
+    """
+    done = folder / "checkpoint"
+    with only_run(folder):
+        if done.exists():
+            if resume and _recipe_of(done) == recipe.model_dump(mode="json"):
+                return Bundle.open(done, kind="checkpoint")
+            raise ArtifactError("this run is finished", where=str(done), fix="choose another --output, or delete it")
+        work = _open_work(folder / WORK, recipe, resume)
+        warning = _set_threads(recipe, work, resume)
+        train = recipe.dataset.load("train")
+        for message in filter(None, (warning, train.note)):
+            listen({"event": "note", "message": message})
+        loop, origins = _prepare(recipe, train, work)
+        if resume and (work / "state.safetensors").is_file():
+            loop.resume()
+        listen(
+            {
+                "event": "start",
+                "epochs": recipe.train.epochs,
+                "steps": loop.batches.steps,
+                "progress": loop.progress,
+            }
+        )
+        loop.run(listen)
+        if not loop.accelerator.is_main_process:
+            loop.accelerator.wait_for_everyone()
+            return Bundle.open(done, kind="checkpoint")
+        made = _write(done, recipe, loop, train, origins)
+        loop.accelerator.wait_for_everyone()
+        return made
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Hold the folder for one run at a time; the lock falls with the process, however it ends.
+
+    Raises:
+        ArtifactError: another run holds it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise ArtifactError(
+            "another run is using this folder",
+            where=str(folder),
+            fix="wait for it, or choose another --output",
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"cannot write here: {error.strerror}", where=str(folder), fix="choose another --output") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _open_work(work: Path, recipe: Recipe, resume: bool) -> Path:
+    told = work / "recipe.json"
+    asked = recipe.model_dump(mode="json")
+    if not told.exists():
+        if resume:
+            raise ArtifactError("there is nothing to resume here", where=str(work.parent), fix="start without --resume")
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(told, asked)
+        return work
+    if not resume:
+        raise ArtifactError(
+            "an unfinished run is here",
+            where=str(work.parent),
+            fix="continue it with --resume, or choose another --output",
+        )
+    try:
+        before = json.loads(told.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"recipe.json is damaged: {error}", where=str(told)) from error
+    if changed := difference(before, asked):
+        raise ArtifactError(
+            f"the unfinished run has another recipe: {changed}",
+            where=str(told),
+            fix="resume with the same recipe and --set",
+        )
+    return work
+
+
+def difference(before: Any, after: Any, key: str = "") -> str:
+    """The first key in which two resolved recipes differ, or ""; threads may differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted({*before, *after}):
+            inner = f"{key}.{name}".lstrip(".")
+            if inner != "train.threads" and (found := difference(before.get(name), after.get(name), inner)):
+                return found
+        return ""
+    return "" if before == after else f"{key} was {before}, is {after}"
+
+
+def _recipe_of(checkpoint: Path) -> dict[str, Any]:
+    return Bundle.open(checkpoint, kind="checkpoint").manifest.recipe
+
+
+def _set_threads(recipe: Recipe, work: Path, resume: bool) -> str:
+    """Set the CPU threads; a resumed run keeps its own, for another count rounds differently."""
+    file = work / "threads"
+    wanted = recipe.train.threads
+    if wanted is None and resume and file.is_file():
+        wanted = int(file.read_text())
+    count, warning = threads.choose(wanted)
+    torch.set_num_threads(count)
+    bundles.write_atomic(file, str(count).encode())
+    return warning
+
+
+def _prepare(recipe: Recipe, images: ImageSet, work: Path) -> tuple[Loop, list[dict[str, str]]]:
+    accelerator = accelerator_for(recipe)
+    train, held = divide(images, recipe)
+    if len(train) < 2:
+        raise ConfigError("fewer than two training images are left", where="dataset", fix="lower dataset.holdout")
+    channels, classes = train.shape[0], len(train.classes)
+    teachers, origins = load_teachers(recipe.teachers, channels=channels, classes=classes, device=accelerator.device)
+    loop = Loop(recipe, train=train, held=held, teachers=teachers, accelerator=accelerator, folder=work)
+    return loop, origins
+
+
+def _write(done: Path, recipe: Recipe, loop: Loop, train: ImageSet, origins: list[dict[str, str]]) -> Bundle:
+    """The bundle: the best student (the last where nothing was held out), the last one, and the metrics."""
+    from safetensors.torch import save_file
+
+    model = ModelInfo(architecture=recipe.student.name, classes=train.classes, input_shape=train.shape)
+    last = portable(loop.student)
+    fields: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "model": model,
+        "threat": recipe.threat,
+        "teachers": origins,
+        "selected": {"by": recipe.train.select, "best": loop.progress.best, "last": loop.progress.last},
+        "training": {
+            "seconds": round(loop.progress.seconds, 1),
+            "data_sha256": train.sha256,
+            "threads": torch.get_num_threads(),
+        },
+        "hardware": {"device": _device_name(loop)},
+    }
+    with bundles.create(done, "checkpoint", **fields) as (work, _):
+        save_file(loop.best or last, work / "model.safetensors", metadata={"format": "pt"})
+        save_file(last, work / "last.safetensors", metadata={"format": "pt"})
+        (work / "metrics.jsonl").write_bytes((loop.folder / "metrics.jsonl").read_bytes())
+    return Bundle.open(done, kind="checkpoint")
+
+
+def _device_name(loop: Loop) -> str:
+    device = loop.place.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
