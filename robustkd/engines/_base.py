@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from robustkd.errors import ArtifactError
+
 Images = NDArray[np.float32]
 """(N, C, H, W) in [0, 1]."""
 Logits = NDArray[np.float32]
@@ -40,3 +42,24 @@ class Engine(Protocol):
     def __enter__(self) -> Engine: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def check_images(x: NDArray[Any], info: EngineInfo) -> None:
+    """Refuse what the engine does not take, before a runtime words it in its own way.
+
+    Raises:
+        ArtifactError: not float32, or not (N, C, H, W) with the engine's C, H and W.
+    """
+    if x.ndim != 4 or x.shape[1:] != info.input_shape:
+        wanted = ", ".join(map(str, info.input_shape))
+        raise ArtifactError(
+            f"images have shape {x.shape}, the engine takes (N, {wanted})",
+            where=info.runtime,
+            fix="use the data set the model was trained on, or the engine of another model",
+        )
+    if x.dtype != np.float32:
+        raise ArtifactError(
+            f"images are {x.dtype}, the engine takes float32 in [0, 1]",
+            where=info.runtime,
+            fix="divide uint8 pixels by 255 and convert to float32",
+        )

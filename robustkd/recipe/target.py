@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from robustkd.recipe.reading import read, validate
+
 
 class Target(BaseModel, frozen=True, extra="forbid"):
     """One file of `export/`."""
@@ -16,3 +18,12 @@ class Target(BaseModel, frozen=True, extra="forbid"):
     opset: int = Field(20, ge=18, le=24, description="20 is the highest that TensorRT 10.3 is believed to take")
     max_batch: int = Field(1024, ge=1, description="largest batch the graph accepts")
     needs: str = Field("", description="what must be installed or present, in words")
+
+
+def read_target(name: str) -> Target:
+    """A shipped profile by name, or the user's own YAML file.
+
+    Raises:
+        ConfigError: there is no such profile, or it is wrong.
+    """
+    return validate(Target, read("target", name))

@@ -1,0 +1,175 @@
+"""An ONNX file through ONNX Runtime on the CPU.
+
+The graph optimiser and the number of threads are recorded: on quantised graphs the optimiser alone changes
+up to some per cent of the classes, so it is part of what an audit measured.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from robustkd.engines._base import EngineInfo, Images, Logits, check_images
+from robustkd.engines._onnx_file import PREFIX, damaged, metadata_of, precision_of, read_model
+from robustkd.errors import ArtifactError, NumericsError, RequirementError
+
+_CHUNK = 256
+_QUIET = 4  # only fatal messages: every error also arrives as an exception
+
+
+class OrtEngine:
+    """Runs an `.onnx` file of one image input (N, C, H, W) and one output of logits (N, K).
+
+    Args:
+        path: the file; its batch dimension may be free or fixed.
+        threads: inside an operator; left out, OMP_NUM_THREADS or the cores this process may use.
+        optimize: run the graph optimiser, as deployments do.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or not an image classifier.
+        RequirementError: onnx or onnxruntime is missing.
+    """
+
+    summary: ClassVar[str] = ".onnx files through ONNX Runtime on the CPU"
+
+    def __init__(self, path: Path, threads: int | None = None, optimize: bool = True) -> None:
+        runtime = _runtime()
+        model = read_model(path)
+        self.metadata: dict[str, str] = metadata_of(model)
+        precision = precision_of(model)
+        del model
+        self._path, self._errors = path, _errors()
+        options = _options(runtime, threads or _threads(), optimize)
+        try:
+            self._session: Any = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except self._errors as error:
+            raise damaged(path, _first_line(error)) from error
+        self._input, self._output, self._batch, shape = self._signature()
+        self.info = EngineInfo(
+            runtime="onnxruntime",
+            runtime_version=runtime.__version__,
+            precision=precision,
+            device="cpu",
+            input_shape=shape,
+            classes=self._count_classes(shape),
+            max_batch=self._batch or self._stated_batch(),
+            settings={
+                "provider": self._session.get_providers()[0],
+                "threads": options.intra_op_num_threads,
+                "graph_optimization": "all" if optimize else "none",
+            },
+        )
+        self._chunk = self._batch or min(_CHUNK, self.info.max_batch or _CHUNK)
+
+    def _signature(self) -> tuple[str, str, int | None, tuple[int, int, int]]:
+        """Names of input and output, the fixed batch if there is one, and (C, H, W)."""
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise self._unfit(f"it has {len(inputs)} inputs and {len(outputs)} outputs")
+        given, shape = inputs[0], inputs[0].shape
+        if len(shape) != 4 or not all(isinstance(size, int) and size > 0 for size in shape[1:]):
+            raise self._unfit(f"its input {given.name} has shape {shape}")
+        if given.type != "tensor(float)":
+            raise self._unfit(f"its input {given.name} is {given.type}")
+        batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
+        return given.name, outputs[0].name, batch, (shape[1], shape[2], shape[3])
+
+    def _count_classes(self, shape: tuple[int, int, int]) -> int:
+        """The width of the logits, from one run: shows too that the graph runs at all."""
+        rows = self._batch or 1
+        out = self._run(np.zeros((rows, *shape), np.float32))
+        if out.ndim != 2 or len(out) != rows or not np.issubdtype(out.dtype, np.floating):
+            raise self._unfit(f"its output {self._output} is {out.dtype} of shape {out.shape} for {rows} images")
+        return int(out.shape[1])
+
+    def _stated_batch(self) -> int | None:
+        stated = self.metadata.get(f"{PREFIX}max_batch", "")
+        return int(stated) if stated.isdecimal() and int(stated) else None
+
+    def _unfit(self, reason: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self._path.name} is not an image classifier: {reason}",
+            where=str(self._path),
+            fix="export one float32 input (N, C, H, W) of fixed C, H, W and one output of logits (N, K)",
+        )
+
+    def _run(self, x: Images) -> Any:
+        try:
+            return self._session.run([self._output], {self._input: x})[0]
+        except self._errors as error:
+            raise self._unfit(f"it does not run: {_first_line(error)}") from error
+
+    def logits(self, x: Images) -> Logits:
+        """(N, C, H, W) float32 in [0, 1] -> (N, K) float32, in chunks; a fixed batch is filled up with zeros.
+
+        Raises:
+            ArtifactError: the images have another shape or type, or the graph refuses them.
+            NumericsError: the graph returns another number of logits than at first.
+        """
+        check_images(x, self.info)
+        out = np.empty((len(x), self.info.classes), np.float32)
+        for start in range(0, len(x), self._chunk):
+            part = x[start : start + self._chunk]
+            rows = self._run(self._filled(part))[: len(part)]
+            if rows.shape != (len(part), self.info.classes):
+                raise NumericsError(f"{len(part)} images gave logits of shape {rows.shape}", where=str(self._path))
+            out[start : start + len(part)] = rows
+        return out
+
+    def _filled(self, part: Images) -> Images:
+        if self._batch is None or len(part) == self._batch:
+            return np.ascontiguousarray(part)
+        full = np.zeros((self._batch, *part.shape[1:]), np.float32)
+        full[: len(part)] = part
+        return full
+
+    def __enter__(self) -> OrtEngine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RequirementError(
+            "running .onnx files needs ONNX Runtime", where=str(error), fix="pip install onnxruntime"
+        ) from error
+    return onnxruntime
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's exceptions: they share no base but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return tuple(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
+
+
+def _options(runtime: Any, threads: int, optimize: bool) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    level = runtime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.log_severity_level = _QUIET
+    return options
+
+
+def _threads() -> int:
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    if stated.isdecimal() and int(stated):
+        return int(stated)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300]
+
+
+ENTRY = OrtEngine

@@ -1,0 +1,94 @@
+"""A torch network behind the engine contract: the source that an exported file is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from robustkd.engines._base import EngineInfo, Images, Logits, check_images
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[nn.Module]:
+    """The network in eval mode; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield net
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class PytorchEngine:
+    """Runs a torch network in eval mode, without gradients, in chunks.
+
+    Args:
+        net: (N, C, H, W) in [0, 1] -> logits (N, K), on any device.
+        input_shape: C, H, W.
+        classes: K.
+        precision: of the weights, for the record.
+        chunk: images per forward pass; bounds the memory, does not change the logits.
+    """
+
+    summary: ClassVar[str] = "a checkpoint through torch; the source an exported file is held against"
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        precision: str = "fp32",
+        chunk: int = 256,
+    ) -> None:
+        self.net, self._chunk = net, chunk
+        self._device = next((p.device for p in net.parameters()), torch.device("cpu"))
+        self.info = EngineInfo(
+            runtime="pytorch",
+            runtime_version=str(torch.__version__),
+            precision=precision,
+            device=self._device_name(),
+            input_shape=input_shape,
+            classes=classes,
+            settings=self._settings(),
+        )
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type
+
+    def _settings(self) -> dict[str, bool | int]:
+        if self._device.type != "cuda":
+            return {"threads": torch.get_num_threads()}
+        # TF32 rounds the inputs of products to 10 bits: part of what was measured
+        return {"tf32_matmul": torch.backends.cuda.matmul.allow_tf32, "tf32_cudnn": torch.backends.cudnn.allow_tf32}
+
+    def logits(self, x: Images) -> Logits:
+        """(N, C, H, W) float32 in [0, 1] -> (N, K) float32.
+
+        Raises:
+            ArtifactError: the images have another shape or type.
+        """
+        check_images(x, self.info)
+        out = np.empty((len(x), self.info.classes), np.float32)
+        with evaluating(self.net), torch.no_grad():
+            for start in range(0, len(x), self._chunk):
+                part = slice(start, start + self._chunk)
+                images = torch.tensor(x[part], device=self._device)  # a copy: the net may write in place
+                out[part] = self.net(images).float().cpu().numpy()
+        return out
+
+    def __enter__(self) -> PytorchEngine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+
+ENTRY = PytorchEngine

@@ -1,0 +1,121 @@
+"""Hold an exported file against its source on real images.
+
+The gate: every logit within `1e-4 * max(1, range of the source's logits)`, and all of them finite. A correct
+fp32 export of the shipped students differs by less than 1e-6 of the range, so the gate leaves room for other
+processors and none for another function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from robustkd.engines._base import Engine, Images, Logits
+from robustkd.errors import NumericsError
+
+RELATIVE = 1e-4
+
+
+class Parity(BaseModel, frozen=True, extra="forbid"):
+    """How far the candidate's logits are from the reference's."""
+
+    n: int = Field(description="images compared")
+    batches: tuple[int, ...] = Field(description="batch sizes the candidate ran at")
+    finite: bool = Field(description="every logit of both sides is a finite number")
+    max_abs: float | None = Field(description="largest difference of a logit; none where a logit is not finite")
+    mean_abs: float | None
+    logit_range: float | None = Field(description="largest minus smallest logit of the reference")
+    agreement: float = Field(description="share of images with the same class, 0 to 1")
+    flips: int = Field(description="images whose class differs")
+    flips_outside_margin: int = Field(description="flips where the reference leads by more than twice the tolerance")
+    tolerance: float | None = Field(description="largest difference allowed")
+    would_pass_at: float | None = Field(description="the smallest relative tolerance that would have passed")
+    ok: bool
+
+
+def compare(
+    reference: Engine, candidate: Engine, images: Images, *, relative: float = RELATIVE, batches: Iterable[int] = ()
+) -> Parity:
+    """Compare two engines on images (N, C, H, W) in [0, 1], N at least 1.
+
+    Args:
+        reference: the source.
+        candidate: the file under test.
+        images: real images; noise would leave most of a network unused.
+        relative: tolerance as a share of `max(1, logit range)`.
+        batches: further batch sizes at which the candidate must give the same answer on the first images.
+
+    Raises:
+        NumericsError: there are no images, or the two return different numbers of logits.
+    """
+    if not len(images):
+        raise NumericsError("parity needs at least one image", where="images")
+    want, got = reference.logits(images), candidate.logits(images)
+    if want.shape != got.shape:
+        raise NumericsError(
+            f"the source returns logits of shape {want.shape}, the export {got.shape}", where=candidate.info.runtime
+        )
+    sizes = sorted({min(b, len(images)) for b in batches} | {len(images)})
+    differences = np.abs(_doubles(got) - _doubles(want))
+    for size in sizes[:-1]:
+        again = candidate.logits(images[:size])
+        differences[:size] = np.maximum(differences[:size], np.abs(_doubles(again) - _doubles(want[:size])))
+    return _judge(want, got, differences, relative, tuple(sizes))
+
+
+def _doubles(logits: Logits) -> NDArray[np.float64]:
+    """In double precision, so that a difference does not overflow; NaN where not finite, which `maximum` keeps."""
+    wide = logits.astype(np.float64)
+    wide[~np.isfinite(wide)] = np.nan
+    return wide
+
+
+def _judge(want: Logits, got: Logits, differences: NDArray[Any], relative: float, sizes: tuple[int, ...]) -> Parity:
+    flipped = want.argmax(1) != got.argmax(1)
+    finite = bool(np.isfinite(differences).all())
+    spread = float(want.max()) - float(want.min()) if finite else None
+    scale = max(1.0, spread) if spread is not None else None
+    largest = float(differences.max()) if finite else None
+    tolerance = relative * scale if scale is not None else None
+    top = np.sort(want, axis=1)
+    lead = top[:, -1] - top[:, -2] if want.shape[1] > 1 else np.full(len(want), np.inf)
+    outside = int((flipped & (lead > 2 * tolerance)).sum()) if tolerance is not None else int(flipped.sum())
+    return Parity(
+        n=len(want),
+        batches=sizes,
+        finite=finite,
+        max_abs=largest,
+        mean_abs=float(differences.mean()) if finite else None,
+        logit_range=spread,
+        agreement=1 - float(flipped.mean()),
+        flips=int(flipped.sum()),
+        flips_outside_margin=outside,
+        tolerance=tolerance,
+        would_pass_at=largest / scale if largest is not None and scale is not None else None,
+        ok=largest is not None and tolerance is not None and largest <= tolerance and not outside,
+    )
+
+
+def check(parity: Parity, *, where: str = "") -> Parity:
+    """The same parity, if it passed.
+
+    Raises:
+        NumericsError: it did not, with the figures.
+    """
+    if parity.ok:
+        return parity
+    fix = "check the preprocessing inside the network, then try another opset or torch version"
+    if not parity.finite:
+        raise NumericsError("parity broken: logits are NaN or infinite", where=where, fix="check the checkpoint's weights")
+    raise NumericsError(
+        f"parity broken between source and export on {parity.n} images: "
+        f"largest logit difference {parity.max_abs:.3g}, allowed {parity.tolerance:.3g}; "
+        f"{parity.flips} classes differ, {parity.flips_outside_margin} outside the margin; "
+        f"would pass at a relative tolerance of {parity.would_pass_at:.3g}",
+        where=where,
+        fix=fix,
+    )
