@@ -133,6 +133,27 @@ class Bundle:
         raise ArtifactError(f"the bundle holds no {suffix} file", where=str(self.path))
 
 
+def newest_checkpoint(runs: Path) -> Path:
+    """The checkpoint bundle made last among the runs of a folder; unfinished and foreign folders are passed over.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    found: list[tuple[str, float, Path]] = []
+    for pattern in (f"*/{MANIFEST}", f"*/*/{MANIFEST}"):
+        for file in (f for f in runs.glob(pattern) if not f.parent.name.startswith(".")):
+            try:
+                manifest = Bundle.open(file.parent, kind="checkpoint", check=False).manifest
+            except ArtifactError:
+                continue
+            found.append((manifest.created, file.stat().st_mtime, file.parent))
+    if not found:
+        raise ArtifactError(
+            "there is no checkpoint here", where=str(runs.absolute()), fix="run `robustkd distill` first, or name a checkpoint"
+        )
+    return max(found)[2]
+
+
 @contextmanager
 def create(path: Path, kind: Kind, *, parent: Bundle | None = None, **fields: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Make a bundle: fill the folder yielded (and add to the manifest fields), then it is moved into place.

@@ -12,7 +12,7 @@ from robustkd.recipe.reading import read, validate
 class Target(BaseModel, frozen=True, extra="forbid"):
     """One file of `export/`."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the name of the folder it is built into")
     kind: Literal["onnx", "trt", "rtx"] = "onnx"
     precision: Literal["fp32", "fp16", "int8", "int8-fp16"] = "fp32"
     opset: int = Field(20, ge=18, le=24, description="20 is the highest that TensorRT 10.3 is believed to take")

@@ -1,0 +1,100 @@
+"""The verb `export`: a checkpoint to one bundle per target, each held against the checkpoint on real images."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from robustkd.bundle import MANIFEST, Bundle, newest_checkpoint
+from robustkd.datasets._base import ImageSet, balanced
+from robustkd.datasets._open import open_dataset
+from robustkd.errors import ArtifactError
+from robustkd.exporting.run import ODD_BATCHES, check_buildable, export_target
+from robustkd.recipe.target import Target, read_target
+
+DEFAULT_TARGET = "cpu-fp32"
+PARITY_IMAGES = 256
+
+_log = logging.getLogger(__name__)
+
+
+def export(
+    checkpoint: Path | None = None,
+    *,
+    targets: Sequence[str | Target] = (),
+    output: Path | None = None,
+    data: Path | None = None,
+    batches: Iterable[int] = ODD_BATCHES,
+) -> list[Bundle]:
+    """Export a checkpoint for each target into `output/<target>`.
+
+    Args:
+        checkpoint: a checkpoint bundle or the run it lies in; left out, the newest one under the runs folder.
+        targets: names, paths or profiles; left out, those of the checkpoint's recipe.
+        output: the folder that receives one bundle per target; left out, the run's folder.
+        data: data root, over the recipe's.
+        batches: batch sizes at which each file must agree with the checkpoint.
+
+    Raises:
+        ConfigError: a target profile is missing or wrong.
+        RequirementError: this version cannot build a target; nothing has been built then.
+        ArtifactError: the checkpoint or the data cannot be read, or the output cannot be written.
+        NumericsError: an exported file does not compute what the checkpoint computes.
+    """
+    source = Bundle.open(find_checkpoint(checkpoint), kind="checkpoint")
+    profiles = resolve(targets or source.manifest.recipe.get("targets") or (DEFAULT_TARGET,))
+    images = parity_images(source, data).floats()
+    home = source.path.resolve().parent if output is None else output
+    sizes = tuple(batches)
+    return [export_target(source, target, home / target.name, images=images, batches=sizes) for target in profiles]
+
+
+def find_checkpoint(given: Path | None) -> Path:
+    """The checkpoint's folder: as given, inside the run given, or the newest under ROBUSTKD_RUNS (./runs).
+
+    Raises:
+        ArtifactError: none was given and there is none.
+    """
+    if given is None:
+        newest = newest_checkpoint(Path(os.environ.get("ROBUSTKD_RUNS", "runs")).expanduser())
+        _log.info("the newest checkpoint is %s", newest)
+        return newest
+    inside = given / "checkpoint"
+    return inside if (inside / MANIFEST).is_file() and not (given / MANIFEST).is_file() else given
+
+
+def resolve(targets: Iterable[str | Target]) -> list[Target]:
+    """Read every profile and refuse what cannot be built, before any work; a target named twice is built once.
+
+    Raises:
+        ConfigError: a profile is missing or wrong.
+        RequirementError: this version cannot build it.
+    """
+    profiles = {t.name: t for t in (t if isinstance(t, Target) else read_target(t) for t in targets)}
+    for target in profiles.values():
+        check_buildable(target)
+    return list(profiles.values())
+
+
+def parity_images(checkpoint: Bundle, data: Path | None = None, n: int = PARITY_IMAGES) -> ImageSet:
+    """At most `n` test images of the checkpoint's own data set, balanced over the classes, always the same.
+
+    Raises:
+        ArtifactError: the manifest names no data set, its files are missing, or its images do not fit the model.
+    """
+    manifest = checkpoint.manifest
+    spec = manifest.recipe.get("dataset")
+    if spec is None:
+        raise ArtifactError("the manifest does not say what the model was trained on", where=str(checkpoint.path))
+    images = open_dataset(spec, data).load("test")
+    if images.note:
+        _log.warning("%s", images.note)
+    if manifest.model is not None and images.shape != manifest.model.input_shape:
+        raise ArtifactError(
+            f"the images of {images.name} are {images.shape}, the model takes {manifest.model.input_shape}",
+            where=str(checkpoint.path),
+            fix="point --data at the data set the checkpoint was trained on",
+        )
+    return images.take(balanced(images.labels, min(n, len(images)), seed=0))
