@@ -1,0 +1,145 @@
+"""One self-contained page: no network, no script, everything escaped, readable on paper and on a phone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from robustkd import __version__
+from robustkd.bundle import write_atomic
+from robustkd.errors import RequirementError
+from robustkd.reporting import markdown, numbers
+from robustkd.reporting.compare import mismatches
+from robustkd.reporting.curves import Curves, curves
+from robustkd.reporting.inputs import ReportInput, find, read
+from robustkd.reporting.pictures import Gallery, gallery
+from robustkd.result import AuditResult, Check
+
+TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
+_GRAVITY = {"block": 0, "warn": 1, "ok": 2, "skipped": 3}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One audit, ready for the template."""
+
+    anchor: str
+    given: ReportInput
+    result: AuditResult
+    gallery: Gallery | None
+    curves: Curves | None
+    curves_at: str
+    checks: tuple[Check, ...]
+    settings: tuple[tuple[str, str], ...]
+
+
+def write_report(paths: Iterable[Path], output: Path) -> Path:
+    """Read audits (bundles, run folders or result.json files) and write one page; returns `output`.
+
+    Raises:
+        ArtifactError: one is missing or damaged, or the page cannot be written.
+        RequirementError: jinja2 or matplotlib is missing.
+    """
+    page = render([read(path) for path in find(paths)])
+    write_atomic(output, page.encode("utf-8", "xmlcharrefreplace"))
+    return output
+
+
+def render(results: Sequence[ReportInput]) -> str:
+    """The page for these results, in their order; the same inputs give the same text.
+
+    Raises:
+        RequirementError: jinja2 is missing, or matplotlib where there are curves to draw.
+    """
+    values = [given.result for given in results]
+    page: str = _template().render(
+        sections=_sections(results),
+        notes=mismatches(values) if values else [],
+        tally=_tally(values),
+        version=__version__,
+    )
+    return page.lstrip()
+
+
+def _sections(results: Sequence[ReportInput]) -> list[Section]:
+    """Targets of one run share a training: its curves are drawn once, and later sections point there."""
+    sections: list[Section] = []
+    for number, given in enumerate(results, 1):
+        twin = next((s for s in sections if s.curves and s.given.metrics == given.metrics), None)
+        sections.append(
+            Section(
+                anchor=f"audit-{number}",
+                given=given,
+                result=given.result,
+                gallery=gallery(given),
+                curves=None if twin else curves(given.metrics, prefix=f"a{number}"),
+                curves_at=twin.anchor if twin else "",
+                checks=tuple(sorted(given.result.checks, key=lambda check: _GRAVITY[check.status])),
+                settings=_settings(given.result),
+            )
+        )
+    return sections
+
+
+def _settings(result: AuditResult) -> tuple[tuple[str, str], ...]:
+    policy = {key: value for key, value in result.policy.items() if value is not None}
+    return tuple((key.replace("_", " "), _text(value)) for key, value in policy.items())
+
+
+def _text(value: Any) -> str:
+    """A setting as text: words as they are, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _tally(results: Sequence[AuditResult]) -> str:
+    """How many audits have which verdict: "2 pass, 1 fail"."""
+    statuses = [r.verdict.status for r in results]
+    return ", ".join(f"{statuses.count(s)} {s}" for s in markdown.VERDICTS if s in statuses)
+
+
+def _share(value: float) -> str:
+    """A position on a track from 0 to 100 %, cut to it."""
+    return f"{100 * min(max(value, 0.0), 1.0):.2f}%"
+
+
+def _span(low: float, high: float) -> str:
+    """The length of an interval on that track."""
+    return _share(min(high, 1.0) - max(low, 0.0))
+
+
+@cache
+def _template() -> Any:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise RequirementError(
+            "the report needs jinja2, which is not installed", fix="pip install 'robustkd[report]'"
+        ) from error
+    world = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    world.filters |= {
+        "percent": numbers.percent,
+        "tenths": numbers.tenths,
+        "points": numbers.points,
+        "count": numbers.count,
+        "seconds": numbers.seconds,
+        "probability": numbers.probability,
+        "threat": numbers.threat,
+        "short": numbers.short,
+        "share": _share,
+        "span": _span,
+        "facts": markdown.facts,
+        "command": markdown.command,
+        "text": _text,
+    }
+    world.globals |= {"verdicts": markdown.VERDICTS, "levels": markdown.LEVELS}
+    return world.get_template(TEMPLATE.name)
