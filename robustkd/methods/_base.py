@@ -18,7 +18,7 @@ Terms = dict[str, Tensor]
 """Loss terms by name, 0-dimensional and detached; what `advance` and the metrics see."""
 
 
-class MethodConfig(BaseModel, frozen=True, extra="forbid"):
+class MethodConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Every method has a name; subclasses add the paper's knobs with the recommended defaults."""
 
     name: str

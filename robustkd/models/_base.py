@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
+from robustkd.errors import ConfigError
 
-class Normalization(BaseModel, frozen=True, extra="forbid"):
+
+class Normalization(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Per-channel mean and standard deviation on the [0, 1] scale, applied inside the network."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = Field(min_length=1)
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Normalization:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values, std has {len(self.std)}")
+        return self
 
 
 class Normalize(nn.Module):
@@ -49,7 +57,7 @@ def bare(net: nn.Module) -> nn.Module:
     return net.net if isinstance(net, Normalized) else net
 
 
-class ModelConfig(BaseModel, frozen=True, extra="forbid"):
+class ModelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What every architecture has; subclasses add their own knobs and `_net`."""
 
     summary: ClassVar[str] = ""
@@ -57,7 +65,17 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
     normalize: Normalization | None = Field(None, description="mean/std in front of the net; none by default")
 
     def build(self, *, channels: int, classes: int) -> nn.Module:
-        """The network: (N, channels, H, W) in [0, 1] -> logits (N, classes)."""
+        """The network: (N, channels, H, W) in [0, 1] -> logits (N, classes).
+
+        Raises:
+            ConfigError: `normalize` is for another number of channels.
+        """
+        if self.normalize is not None and len(self.normalize.mean) != channels:
+            # broadcasting would turn grey images into colour ones, or fail inside the first convolution
+            raise ConfigError(
+                f"normalize has {len(self.normalize.mean)} values, the images have {channels} channels",
+                fix="give one mean and one std per channel",
+            )
         net = self._net(channels, classes)
         return net if self.normalize is None else Normalized(self.normalize, net)
 

@@ -21,7 +21,7 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     square_queries: int = Field(1000, ge=0, description="queries of Square on the engine; 0 leaves it out")
 
 
-class AuditConfig(BaseModel, frozen=True, extra="forbid"):
+class AuditConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The audit section of a recipe; command-line options override it."""
 
     policy: str = Field("quick", description="a shipped policy or a path to a YAML file")

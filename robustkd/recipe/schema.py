@@ -17,7 +17,7 @@ from robustkd.recipe.policy import AuditConfig
 from robustkd.threat import Pixels, Start, ThreatModel
 
 
-class Section(BaseModel, frozen=True, extra="forbid"):
+class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A part of a recipe: frozen, unknown keys refused."""
 
 
