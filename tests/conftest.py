@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import os
-
-# before torch or a BLAS is imported: sums come out the same on every machine, and busy machines do not stall
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_name] = "1"
-
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +13,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent.parent
+
+# before torch or a BLAS is imported: sums come out the same on every machine, and busy machines do not stall
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
 
 settings.register_profile(
     "robustkd", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
