@@ -11,7 +11,7 @@ from typing import Any
 
 from robustkd import __version__
 from robustkd.bundle import write_atomic
-from robustkd.errors import RequirementError
+from robustkd.errors import ArtifactError, RequirementError
 from robustkd.reporting import markdown, numbers
 from robustkd.reporting.compare import mismatches
 from robustkd.reporting.curves import Curves, curves
@@ -45,6 +45,12 @@ def write_report(paths: Iterable[Path], output: Path) -> Path:
         RequirementError: jinja2 or matplotlib is missing.
     """
     page = render([read(path) for path in find(paths)])
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write here: {error.strerror}", where=str(output.parent), fix="choose another --output"
+        ) from error
     write_atomic(output, page.encode("utf-8", "xmlcharrefreplace"))
     return output
 

@@ -78,10 +78,13 @@ def find(paths: Iterable[Path]) -> list[Path]:
 
 
 def _below(folder: Path) -> list[Path]:
-    if (folder / RESULT).is_file() or _kind(folder) == "audit":
+    if _kind(folder) == "audit":
         return [folder]
+    if (folder / RESULT).is_file():
+        return [folder / RESULT]
     # a folder whose name begins with a dot is an audit at work, not yet a result
-    results = sorted(f.parent for f in folder.rglob(RESULT) if not any(p.startswith(".") for p in f.relative_to(folder).parts))
+    seen = sorted(f for f in folder.rglob(RESULT) if not any(p.startswith(".") for p in f.relative_to(folder).parts))
+    results = [f.parent if (f.parent / MANIFEST).is_file() else f for f in seen]
     if not results:
         raise ArtifactError("there is no audit in this folder", where=str(folder), fix="make one with robustkd audit")
     return results
