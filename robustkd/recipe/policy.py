@@ -16,8 +16,9 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     noise_draws: int = Field(10, ge=0, description="random draws of the baseline")
     pgd_steps: int = Field(10, ge=0, description="steps of the PGD sanity line")
     apgd_steps: int = Field(100, ge=0, description="iterations of APGD-CE and of each APGD-T target")
+    restarts: int = Field(1, ge=1, description="random restarts of APGD-CE and of each APGD-T target")
     targets: int = Field(9, ge=0, description="targets of APGD-T, capped at classes - 1; 0 leaves it out")
-    fab: bool = Field(False, description="run FAB-T on the source, as the standard AutoAttack does")
+    fab: bool = Field(False, description="run FAB-T on the source and replay it, as the standard AutoAttack does")
     square_queries: int = Field(1000, ge=0, description="queries of Square on the engine; 0 leaves it out")
 
 
@@ -30,3 +31,14 @@ class AuditConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     min_robust: float | None = Field(None, ge=0, le=100, description="floor of robust accuracy, percent")
     min_clean: float | None = Field(None, ge=0, le=100, description="floor of clean accuracy, percent")
     batch_size: int = Field(128, ge=1)
+
+
+def read_policy(name: str) -> Policy:
+    """A policy by shipped name or path.
+
+    Raises:
+        ConfigError: there is no such policy, or a key or a value is wrong.
+    """
+    from robustkd.recipe.reading import read, validate  # reading knows recipes, and recipes know this module
+
+    return validate(Policy, read("policy", name))

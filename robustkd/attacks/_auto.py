@@ -1,0 +1,37 @@
+"""What the entries made from the authors' AutoAttack (PyPI: pyautoattack) share."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from robustkd.errors import RequirementError
+from robustkd.threat import ThreatModel
+
+#: the package names norms so
+NORMS = {"linf": "Linf", "l2": "L2"}
+
+#: its warnings are replaced by the audit's own checks, which count and block
+QUIET = logging.Logger("robustkd.autoattack")
+QUIET.addHandler(logging.NullHandler())
+
+
+def autoattack(module: str) -> Any:
+    """A module of pyautoattack.
+
+    Raises:
+        RequirementError: the package is not installed.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(f"pyautoattack.{module}")
+    except ImportError as error:
+        raise RequirementError(
+            "this attack needs the package pyautoattack", where=str(error), fix="pip install 'robustkd[train]'"
+        ) from error
+
+
+def common(threat: ThreatModel, seed: int) -> dict[str, Any]:
+    """The arguments that every attack class of the package takes."""
+    return {"norm": NORMS[threat.norm], "eps": threat.eps, "seed": seed, "verbose": False}

@@ -1,0 +1,51 @@
+"""APGD-T: Auto-PGD on the targeted difference-of-logits ratio, one run per target class.
+
+DLR-T(x, y, t) = -(z_y - z_t) / (z_1 - (z_3 + z_4) / 2) with the logits sorted downwards. Croce and Hein, ICML
+2020; the authors' own code (PyPI: pyautoattack). The ratio does not change with the scale of the logits.
+
+Departures: targets are capped at classes - 1; with fewer than 4 classes the ratio does not exist and the
+attack is left out, where the original stops with an IndexError.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from robustkd.attacks._auto import QUIET, autoattack, common
+from robustkd.attacks._base import Attack
+from robustkd.attacks._guard import Guard
+from robustkd.threat import ThreatModel
+
+
+class APGDT(Attack, frozen=True):
+    """Auto-PGD on the targeted DLR loss."""
+
+    summary: ClassVar[str] = "Auto-PGD on the targeted DLR loss, from the authors' AutoAttack; needs 4 classes"
+    needs: ClassVar[Literal["gradient", "logits"]] = "gradient"
+    name: Literal["apgd-t"] = "apgd-t"
+    steps: int = Field(100, ge=1)
+    restarts: int = Field(1, ge=1)
+    targets: int = Field(9, ge=1, description="capped at classes - 1")
+
+    def obstacle(self, classes: int) -> str:
+        """The ratio needs four logits."""
+        return f"the targeted DLR loss needs 4 classes, there are {classes}" if classes < 4 else ""
+
+    def _search(self, model: Guard, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
+        attack = autoattack("autopgd_base").APGDAttack_targeted(
+            model,
+            n_iter=self.steps,
+            n_restarts=self.restarts,
+            n_target_classes=min(self.targets, model.classes - 1),
+            device=x.device,
+            logger=QUIET,
+            **common(threat, seed),
+        )
+        found: Tensor = attack.perturb(x, y)
+        return found
+
+
+ENTRY = APGDT

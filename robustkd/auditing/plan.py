@@ -1,0 +1,73 @@
+"""Which attacks a policy asks for, in which order, against which model."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from robustkd.attacks._base import Attack
+from robustkd.catalog import Shelf
+from robustkd.recipe.policy import Policy
+from robustkd.result import Level
+
+#: what an attack works on: the engine with gradients of the twin, the source alone, or the engine's outputs alone
+Against = Literal["surrogate", "source", "engine"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attack of an audit under the name it has in the result."""
+
+    name: str
+    level: Level
+    against: Against
+    attack: Attack
+
+
+def plan(policy: Policy, *, twin: bool, source: bool) -> list[Step]:
+    """The steps in order: baseline, surrogate, replay, black box. Without a twin only what needs no gradient.
+
+    Args:
+        policy: what is asked for.
+        twin: gradients can be had (of the source, or of the artifact itself).
+        source: there is another model to hold the engine against.
+    """
+    steps = []
+    if policy.noise_draws:
+        steps.append(_step("noise", "baseline", "engine", draws=policy.noise_draws))
+    if twin:
+        if policy.pgd_steps:
+            steps.append(_step("pgd", "surrogate", "surrogate", steps=policy.pgd_steps))
+        steps += [_step(name, "surrogate", "surrogate", **knobs) for name, knobs in _auto(policy, fab=not source)]
+    if source:
+        steps += [_step(name, "replay", "source", **knobs) for name, knobs in _auto(policy, fab=True)]
+    if policy.square_queries:
+        steps.append(_step("square", "blackbox", "engine", queries=policy.square_queries))
+    return steps
+
+
+def _auto(policy: Policy, *, fab: bool) -> list[tuple[str, dict[str, int]]]:
+    """The gradient part of AutoAttack as far as the policy asks for it."""
+    steps, restarts = policy.apgd_steps, policy.restarts
+    found: list[tuple[str, dict[str, int]]] = []
+    if steps:
+        found.append(("apgd-ce", {"steps": steps, "restarts": restarts}))
+        if policy.targets:
+            found.append(("apgd-t", {"steps": steps, "restarts": restarts, "targets": policy.targets}))
+    if policy.fab and fab:
+        found.append(("fab-t", {"steps": 100, "targets": max(1, policy.targets)}))
+    return found
+
+
+def _step(name: str, level: Level, against: Against, **knobs: int) -> Step:
+    attack: Attack = Shelf("attacks").get(name)(**knobs)
+    return Step(f"replay:{name}" if against == "source" else name, level, against, attack)
+
+
+def seed_of(seed: int, name: str, chunk: int) -> int:
+    """The seed of one chunk of one attack, so that an audit continues exactly where it stopped."""
+    state = np.random.SeedSequence((seed, zlib.crc32(name.encode()), chunk)).generate_state(1, np.uint32)
+    return int(state[0])

@@ -1,0 +1,176 @@
+"""From counts to an answer. A check compares an interval with a bound: wholly inside passes, wholly outside
+fails, straddling is inconclusive, and then says how many images would decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from robustkd.recipe.policy import AuditConfig
+from robustkd.result import Check, CheckStatus, Difference, Interval, Status, Verdict
+from robustkd.stats import mcnemar_exact, needed_n, needed_n_single, tango, wilson
+
+Outcome = Literal["ok", "fail", "open"]
+
+#: a blocking check of these kinds voids the evidence itself: even a fail would not be proved
+VOIDS = ("S15",)
+
+_STATUS: dict[Outcome, CheckStatus] = {"ok": "ok", "fail": "block", "open": "warn"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Discordant images: b where only the source is right, c where only the engine is."""
+
+    b: int
+    c: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the verdict reads: images, right answers of the engine, and the paired tables if there is a source.
+
+    `white_box` says whether an attack with gradients ran: without one, robustness can be refuted, not shown.
+    """
+
+    n: int
+    clean: int
+    robust: int
+    clean_pair: Pair | None = None
+    robust_pair: Pair | None = None
+    white_box: bool = True
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A check against a bound, its outcome, and the sentence for the verdict."""
+
+    check: Check
+    outcome: Outcome
+    reason: str
+
+
+def difference(counts: Counts) -> Difference | None:
+    """Source minus engine with Tango's one-sided 95 % limits, or None without a source."""
+    clean, robust = counts.clean_pair, counts.robust_pair
+    if clean is None or robust is None:
+        return None
+    return Difference(
+        clean=_drop(clean, counts.n),
+        robust=_drop(robust, counts.n),
+        mcnemar_p=mcnemar_exact(robust.b, robust.c),
+        b=robust.b,
+        c=robust.c,
+    )
+
+
+def _drop(pair: Pair, n: int) -> Interval:
+    low, high = tango(pair.b, pair.c, n)
+    return Interval(estimate=(pair.b - pair.c) / n, low=low, high=high)
+
+
+def judge(counts: Counts, config: AuditConfig, checks: Sequence[Check]) -> tuple[tuple[Check, ...], Verdict]:
+    """The verdict and all checks, those of the bounds last.
+
+    Fail where a bound is broken beyond doubt, even if a sanity check blocks: the worst case found is real. Else
+    invalid where a check blocks; else pass where every bound is met beyond doubt; else inconclusive.
+    """
+    bounds = _bounds(counts, config)
+    blocks = [check for check in checks if check.status == "block"]
+    void = [check for check in blocks if check.name.startswith(VOIDS)]
+    outcomes = {bound.outcome for bound in bounds}
+    named = tuple(f"{check.name}: {check.message}" for check in blocks)
+    status: Status
+    reasons: tuple[str, ...]
+    if "fail" in outcomes and not void:
+        status, reasons = "fail", (*_reasons(bounds, "fail"), *named)
+    elif blocks:
+        status, reasons = "invalid", named
+    elif not bounds:
+        reason = "there is nothing to hold the engine against: give a source, --min-robust or --min-clean"
+        status, reasons = "inconclusive", (reason,)
+    elif outcomes == {"ok"}:
+        status, reasons = "pass", _reasons(bounds, "ok")
+    else:
+        status, reasons = "inconclusive", _reasons(bounds, "open")
+    return (*checks, *(bound.check for bound in bounds)), Verdict(status=status, reasons=reasons)
+
+
+def _reasons(bounds: Sequence[Bound], outcome: Outcome) -> tuple[str, ...]:
+    return tuple(bound.reason for bound in bounds if bound.outcome == outcome)
+
+
+def _bounds(counts: Counts, config: AuditConfig) -> list[Bound]:
+    found = []
+    tolerance = config.tolerance / 100
+    for what, pair in (("clean", counts.clean_pair), ("robust", counts.robust_pair)):
+        if pair is not None:
+            found.append(_drop_bound(what, pair, counts.n, tolerance))
+    if config.min_clean is not None:
+        found.append(_floor("clean", counts.clean, counts.n, config.min_clean / 100, shown=True))
+    if config.min_robust is not None:
+        found.append(_floor("robust", counts.robust, counts.n, config.min_robust / 100, shown=counts.white_box))
+    return found
+
+
+def _drop_bound(what: str, pair: Pair, n: int, tolerance: float) -> Bound:
+    drop = _drop(pair, n)
+    outcome: Outcome = "ok" if drop.high <= tolerance else "fail" if drop.low > tolerance else "open"
+    seen = f"{what} accuracy drops by {_points(drop.estimate)} ({_points(drop.low)} to {_points(drop.high)})"
+    reason = {
+        "ok": f"{seen}, within {_points(tolerance)}",
+        "fail": f"{seen}, more than {_points(tolerance)}",
+        "open": f"{seen}; {_points(tolerance)} are allowed: {_decide_drop(pair, n, tolerance)}",
+    }[outcome]
+    return Bound(_check(f"bound: {what} drop", outcome, drop, tolerance, reason), outcome, reason)
+
+
+def _decide_drop(pair: Pair, n: int, tolerance: float) -> str:
+    drop, discordance = (pair.b - pair.c) / n, (pair.b + pair.c) / n
+    wanted = needed_n(discordance, drop, tolerance, fail=drop > tolerance)
+    if wanted is None:
+        return "no number of images decides a drop that lies on the bound"
+    if wanted * discordance < 20:  # the formula is short where few images disagree
+        wanted = math.ceil(1.2 * wanted)
+    return f"about {max(wanted, n + 1)} images would probably decide, this audit has {n}"
+
+
+def _floor(what: str, k: int, n: int, floor: float, *, shown: bool) -> Bound:
+    low, high = wilson(k, n)
+    interval = Interval(estimate=k / n, low=low, high=high)
+    outcome: Outcome = "ok" if low > floor else "fail" if high < floor else "open"
+    seen = f"{what} accuracy is {_percent(k / n)} ({_percent(low)} to {_percent(high)})"
+    if outcome == "ok" and not shown:
+        outcome = "open"
+        reason = f"{seen}, but only attacks without gradients ran; they can refute a floor, not show it: give a source"
+    elif outcome == "open":
+        wanted = needed_n_single(k / n, floor)
+        more = "no number of images decides" if wanted is None else f"about {max(wanted, n + 1)} images would decide"
+        reason = f"{seen}, around the floor of {_percent(floor)}: {more}, this audit has {n}"
+    else:
+        side = "above" if outcome == "ok" else "below"
+        reason = f"{seen}, {side} the floor of {_percent(floor)}"
+    return Bound(_check(f"bound: min {what}", outcome, interval, floor, reason), outcome, reason)
+
+
+def _check(name: str, outcome: Outcome, seen: Interval, bound: float, message: str) -> Check:
+    return Check(
+        name=name,
+        status=_STATUS[outcome],
+        observed=seen.estimate,
+        low=seen.low,
+        high=seen.high,
+        bound=bound,
+        message=message,
+    )
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.2f} points"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
