@@ -35,6 +35,8 @@ def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
     """
     given = Path(name).expanduser()
     if given.suffix in (".yaml", ".yml") or given.parent != Path():
+        if beside is not None and (beside / given).is_file():
+            return beside / given
         if given.is_file():
             return given
         raise ConfigError(f"there is no {kind} file {name}", where=str(Path.cwd()), fix=_known(kind, given.stem))

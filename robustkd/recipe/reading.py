@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -22,6 +22,8 @@ from robustkd.resources import Kind, find
 Key = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 MAX_LEVELS = 2
+#: PyYAML lets a ValueError through for a date such as 2024-13-45, and a RecursionError for deep nesting
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Source:
 
 
 def read_yaml(path: Path) -> Source:
-    """One file; no tags, no aliases that run code, a mapping at the top.
+    """One file; no tags, no aliases, a mapping at the top.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, or repeats a key.
@@ -51,9 +53,10 @@ def read_yaml(path: Path) -> Source:
             f"cannot read {path.name}: {error}", where=str(path), fix="give a readable UTF-8 YAML file"
         ) from error
     try:
+        _refuse_aliases(text, path)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{path}{line}") from error
@@ -62,6 +65,16 @@ def read_yaml(path: Path) -> Source:
     source = Source(values)
     _mark(node, (), path, source.origins)
     return source
+
+
+def _refuse_aliases(text: str, path: Path) -> None:
+    """An alias can name its own ancestor, or unfold to billions of values; `extends` does its work."""
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken):
+            line = token.start_mark.line + 1
+            raise ConfigError(
+                "YAML aliases are not read", where=f"{path}, line {line}", fix="write the value out, or use extends"
+            )
 
 
 def _mark(node: yaml.Node, key: Key, path: Path, origins: dict[Key, str]) -> None:
@@ -112,16 +125,24 @@ def read(kind: Kind, name: str) -> Source:
 
 
 def _merge(into: Source, child: Source) -> None:
-    into.values = _merged(into.values, child.values)
-    into.origins |= child.origins
+    # the file's own `name` is no shelf entry's: it never replaces the parent
+    replaced: list[Key] = []
+    into.values |= {k: _merged(into.values.get(k), v, (k,), replaced) for k, v in child.values.items()}
+    kept = {key: place for key, place in into.origins.items() if not any(key[: len(r)] == r for r in replaced)}
+    into.origins = kept | child.origins
 
 
-def _merged(base: Any, child: Any) -> Any:
-    if not isinstance(base, dict) or not isinstance(child, dict):
+def _merged(base: Any, child: Any, key: Key, replaced: list[Key]) -> Any:
+    """Maps merge; everything else of the child replaces, and its key is noted."""
+    if isinstance(base, str) and isinstance(child, dict) and "name" not in child:
+        base = {"name": base}  # `method: dgad` is short for `method: {name: dgad}`
+    same = isinstance(base, dict) and isinstance(child, dict)
+    if same and "name" in child and "name" in base and child["name"] != base["name"]:
+        same = False  # another shelf entry: the parent's knobs are not its knobs
+    if not same:
+        replaced.append(key)
         return child
-    if "name" in child and "name" in base and child["name"] != base["name"]:
-        return child  # another shelf entry: the parent's knobs are not its knobs
-    return {**base, **{k: _merged(base.get(k), v) for k, v in child.items()}}
+    return {**base, **{k: _merged(base.get(k), v, (*key, k), replaced) for k, v in child.items()}}
 
 
 def override(source: Source, settings: Iterable[str]) -> Source:
@@ -136,17 +157,25 @@ def override(source: Source, settings: Iterable[str]) -> Source:
             raise ConfigError(f"{setting!r} is not a setting", where="--set", fix="write --set train.epochs=2")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except _NOT_YAML as error:
             raise ConfigError(f"{text!r} is not YAML", where=f"--set {setting}") from error
         keys = dotted.split(".")
         nested: Any = value
         for part in reversed(keys):
             nested = {part: nested}
-        child = Source(nested, {tuple(keys[: i + 1]): f"--set {setting}" for i in range(len(keys))})
+        child = Source(nested, {key: f"--set {setting}" for key in _paths(nested, ())})
         if keys[0] == "teachers" and len(keys) > 1:
             raise ConfigError("teachers is a list", where=f"--set {setting}", fix="--set 'teachers=[{id: NAME}]'")
         _merge(source, child)
     return source
+
+
+def _paths(value: Any, key: Key) -> Iterator[Key]:
+    """Every key path of nested maps and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in items:
+        yield (*key, name)
+        yield from _paths(inner, (*key, name))
 
 
 def validate(model: type[M], source: Source) -> M:
@@ -196,11 +225,18 @@ def field_names(model: type[BaseModel], values: Any, location: Key) -> list[str]
     return list(model.model_fields)
 
 
+def _inside(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of, `Annotated` extras included."""
+    yield annotation
+    for part in (*get_args(annotation), *getattr(annotation, "__metadata__", ())):
+        yield from _inside(part)
+
+
 def _model_of(info: FieldInfo, values: Any) -> type[BaseModel] | None:
     """The model behind a field: its annotation, or the shelf entry that the value's `name` selects."""
-    candidates = [info.annotation, *get_args(info.annotation)]
+    candidates = list(_inside(info.annotation))
     model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    shelf = next((m.shelf for m in info.metadata if hasattr(m, "shelf")), None)
+    shelf = next((c.shelf for c in (*info.metadata, *candidates) if hasattr(c, "shelf")), None)
     if shelf is not None and isinstance(values, dict) and isinstance(values.get("name"), str):
         entry = Shelf(shelf).get(values["name"])
         return entry.Config if shelf == "methods" else entry  # type: ignore[no-any-return]
