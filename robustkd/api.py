@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from robustkd.bundle import Bundle
@@ -12,6 +12,12 @@ from robustkd.recipe.schema import Recipe
 from robustkd.training.loop import Listen
 from robustkd.training.verb import WORK
 from robustkd.training.verb import distill as _distill
+
+
+def warn_eps(eps: float, say: Callable[[str], None]) -> None:
+    """Say so where a radius looks like one on the 0..255 scale: images are in [0, 1]."""
+    if eps > 0.5:
+        say(f"warning: eps {eps:g} is more than half of the image range [0, 1]; did you mean {eps:g}/255?")
 
 
 def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
