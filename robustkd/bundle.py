@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from robustkd import __version__
 from robustkd.errors import ArtifactError
@@ -27,6 +27,7 @@ from robustkd.threat import ThreatModel
 
 Kind = Literal["checkpoint", "onnx", "engine", "audit"]
 MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"  # the manifest's own digest, as `sha256sum -c` reads it
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -63,6 +64,15 @@ class Manifest(BaseModel, frozen=True, extra="allow"):
     versions: dict[str, str] = {}
     hardware: dict[str, Any] = {}
     created: str = ""
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, str]) -> dict[str, str]:
+        for name in files:
+            parts = name.split("/")
+            if "\0" in name or not {"", ".", ".."}.isdisjoint(parts):
+                raise ValueError(f"{name[:80]!r} is no file inside the folder")
+        return files
 
 
 class Bundle:
@@ -103,18 +113,38 @@ class Bundle:
         Raises:
             ArtifactError: one is missing or has changed.
         """
-        for name, digest in self.manifest.files.items():
+        for name, digest in {MANIFEST: self._sealed(), **self.manifest.files}.items():
             file = self.path / name
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ArtifactError(f"the manifest names a file outside its folder: {name}", where=str(self.path))
-            if not file.is_file():
-                raise ArtifactError(f"{name} is missing from the bundle", where=str(self.path), fix="make it again")
-            if sha256(file) != digest:
+            try:
+                found = sha256(file)
+            except OSError as error:
+                raise ArtifactError(
+                    f"{name[:80]} is missing from the bundle, or cannot be read: {error.strerror}",
+                    where=str(self.path),
+                    fix="make the bundle again",
+                ) from error
+            if found != digest:
                 raise ArtifactError(
                     f"{name} is not the file the manifest describes: its digest differs",
                     where=str(file),
                     fix="copy or make the bundle again",
                 )
+
+    def _sealed(self) -> str:
+        """The digest that the manifest had when the bundle was made."""
+        file = self.path / SEAL
+        try:
+            line = file.read_bytes()
+        except OSError as error:
+            raise ArtifactError(
+                f"{SEAL} is missing from the bundle, or cannot be read: {error.strerror}",
+                where=str(self.path),
+                fix="make the bundle again",
+            ) from error
+        digest = line[:64].decode("ascii", "replace")
+        if line != _seal(f"sha256:{digest}"):
+            raise ArtifactError(f"{SEAL} is damaged", where=str(file), fix="copy or make the bundle again")
+        return f"sha256:{digest}"
 
     @property
     def digest(self) -> str:
@@ -163,9 +193,9 @@ def create(path: Path, kind: Kind, *, parent: Bundle | None = None, **fields: An
     Raises:
         ArtifactError: a bundle is at `path` already, or the place cannot be written.
     """
-    if path.exists() and any(path.iterdir()):
-        raise ArtifactError("there is something here already", where=str(path), fix="choose another --output, or delete it")
     try:
+        if (path.exists() or path.is_symlink()) and not (path.is_dir() and not any(path.iterdir())):
+            raise ArtifactError("there is something here already", where=str(path), fix="choose another --output, or delete it")
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
@@ -189,13 +219,25 @@ def create(path: Path, kind: Kind, *, parent: Bundle | None = None, **fields: An
             }
         )
         write_atomic(work / MANIFEST, manifest.model_dump_json(by_alias=True, indent=1).encode())
-        work.chmod(0o755)
-        if path.exists():
-            path.rmdir()
-        work.rename(path)
+        write_atomic(work / SEAL, _seal(sha256(work / MANIFEST)))
+        _move(work, path)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def _seal(digest: str) -> bytes:
+    return f"{digest.removeprefix('sha256:')}  {MANIFEST}\n".encode()
+
+
+def _move(work: Path, path: Path) -> None:
+    try:
+        work.chmod(0o755)
+        work.replace(path)  # takes the place of an empty folder, and of nothing else
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot move the finished bundle here: {error.strerror}", where=str(path), fix="choose another --output"
+        ) from error
 
 
 def sha256(file: Path) -> str:
