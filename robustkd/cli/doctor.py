@@ -75,17 +75,22 @@ def _numbers(version: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def import_error(module: str) -> str | None:
+    """The last line of what importing a module says, or None if it imports; tried in a process of its own."""
+    tried = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    return None if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["no message"])[-1]
+
+
 def _pair(found: dict[str, str]) -> list[dict[str, str]]:
     """The pair by its version numbers, then by trying: a CPU torch beside a CUDA torchvision has good numbers."""
     if "torch" not in found or "torchvision" not in found:
         return []
     what = pair_problem(found["torch"], found["torchvision"])
     if what is None:
-        tried = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False)
-        if tried.returncode == 0:
+        reason = import_error("torchvision")
+        if reason is None:
             return []
-        last = (tried.stderr.strip().splitlines() or ["no message"])[-1]
-        what = f"torchvision {found['torchvision']} does not import beside torch {found['torch']}: {last}"
+        what = f"torchvision {found['torchvision']} does not import beside torch {found['torch']}: {reason}"
     fix = "install both from the same place: pip install --force-reinstall torch torchvision"
     return [{"what": what, "fix": fix}]
 

@@ -351,6 +351,13 @@ def test_doctor_says_what_is_here(cli: Command) -> None:
     assert found["extras"]["core"]["missing"] == []
 
 
+@pytest.fixture
+def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing torchvision takes seconds; one test above does it."""
+    monkeypatch.setattr(doctor_module, "import_error", lambda module: None)
+
+
+@pytest.mark.usefixtures("no_trial")
 def test_doctor_for_people(command: Command) -> None:
     code, out, _ = command("doctor")
     assert code == 0
@@ -358,6 +365,7 @@ def test_doctor_for_people(command: Command) -> None:
         assert any(line.startswith(word) for line in out.splitlines()), word
 
 
+@pytest.mark.usefixtures("no_trial")
 def test_doctor_finds_a_runs_folder_that_cannot_be_made(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,6 +376,7 @@ def test_doctor_finds_a_runs_folder_that_cannot_be_made(
     assert any("ROBUSTKD_RUNS" in problem["fix"] for problem in found["problems"])
 
 
+@pytest.mark.usefixtures("no_trial")
 def test_doctor_names_the_install_line_of_a_missing_extra(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     from robustkd.cli import _extras
 
@@ -389,3 +398,14 @@ def test_doctor_names_the_install_line_of_a_missing_extra(command: Command, monk
 )
 def test_doctor_knows_which_torchvision_goes_with_torch(torch: str, torchvision: str, wrong: bool) -> None:
     assert (doctor_module.pair_problem(torch, torchvision) is not None) == wrong
+
+
+def test_doctor_reports_a_torchvision_that_does_not_import(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "import_error", lambda module: f"RuntimeError: operator {module}::nms does not exist")
+    out = command("doctor").stdout
+    assert "problem: torchvision" in out and "operator torchvision::nms does not exist" in out
+
+
+def test_an_import_that_fails_is_told_from_one_that_works() -> None:
+    assert doctor_module.import_error("json") is None
+    assert "no_such_module" in str(doctor_module.import_error("no_such_module"))
