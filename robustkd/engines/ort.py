@@ -6,6 +6,7 @@ up to some per cent of the classes, so it is part of what an audit measured.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from robustkd.engines._onnx_file import PREFIX, damaged, metadata_of, precision_
 from robustkd.errors import ArtifactError, NumericsError, RequirementError
 
 _CHUNK = 256
+_LARGEST = 1 << 28  # values of one batch, 1 GiB: beyond it the header is damaged
 _QUIET = 4  # only fatal messages: every error also arrives as an exception
 
 
@@ -37,15 +39,24 @@ class OrtEngine:
     summary: ClassVar[str] = ".onnx files through ONNX Runtime on the CPU"
 
     def __init__(self, path: Path, threads: int | None = None, optimize: bool = True) -> None:
+        try:
+            self._load(path, threads or _threads(), optimize)
+        except UnicodeDecodeError as error:  # from either library, wherever it turns a damaged name into text
+            raise damaged(path, "a name in it is not text") from error
+
+    def _load(self, path: Path, threads: int, optimize: bool) -> None:
         runtime = _runtime()
         model = read_model(path)
         self.metadata: dict[str, str] = metadata_of(model)
         precision = precision_of(model)
         del model
         self._path, self._errors = path, _errors()
-        options = _options(runtime, threads or _threads(), optimize)
+        options = _options(runtime, threads, optimize)
         try:
-            self._session: Any = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            # without its fallback, which prints to stdout and then tries the same provider once more
+            self._session: Any = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         except self._errors as error:
             raise damaged(path, _first_line(error)) from error
         self._input, self._output, self._batch, shape = self._signature()
@@ -76,6 +87,8 @@ class OrtEngine:
         if given.type != "tensor(float)":
             raise self._unfit(f"its input {given.name} is {given.type}")
         batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
+        if (batch or 1) * math.prod(shape[1:]) > _LARGEST:
+            raise self._unfit(f"its input {given.name} of shape {shape} is larger than any batch of images")
         return given.name, outputs[0].name, batch, (shape[1], shape[2], shape[3])
 
     def _count_classes(self, shape: tuple[int, int, int]) -> int:
@@ -145,10 +158,11 @@ def _runtime() -> Any:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's exceptions: they share no base but Exception."""
+    """ONNX Runtime's exceptions, which share no base but Exception, and those of its Python layer."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    return tuple(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
+    own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
+    return (*own, RuntimeError)
 
 
 def _options(runtime: Any, threads: int, optimize: bool) -> Any:

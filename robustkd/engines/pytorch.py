@@ -80,7 +80,8 @@ class PytorchEngine:
         with evaluating(self.net), torch.no_grad():
             for start in range(0, len(x), self._chunk):
                 part = slice(start, start + self._chunk)
-                images = torch.tensor(x[part], device=self._device)  # a copy: the net may write in place
+                # copied twice over: torch takes no negative strides, and the net may write in place
+                images = torch.tensor(np.ascontiguousarray(x[part]), device=self._device)
                 out[part] = self.net(images).float().cpu().numpy()
         return out
 
