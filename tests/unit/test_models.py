@@ -1,0 +1,191 @@
+"""Architectures: parameter counts, state keys and shapes of the papers' networks (methods.md, section 7)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from robustkd.catalog import Shelf
+from robustkd.errors import ConfigError
+from robustkd.models._base import Normalization, bare
+
+COUNTS = [
+    ("resnet18", {}, 10, 11_173_962),
+    ("resnet18", {}, 100, 11_220_132),
+    ("resnet18", {}, 200, 11_271_432),
+    ("mobilenet-v2", {}, 10, 2_296_922),
+    ("mobilenet-v2", {}, 100, 2_412_212),
+    ("mobilenet-v2", {}, 200, 2_540_312),
+    ("cifar-resnet", {"depth": 20}, 10, 269_722),
+    ("cifar-resnet", {"depth": 20, "shortcut": "pad_center"}, 10, 269_722),
+    ("cifar-resnet", {"depth": 56, "shortcut": "pad_center"}, 10, 853_018),
+]
+KEYS = {
+    "resnet18": r"(conv1|bn1|linear|layer[1-4]\.[01]\.(conv[12]|bn[12]|shortcut\.[01]))\.\w+",
+    "mobilenet-v2": r"(conv1|bn1|conv2|bn2|linear|layers\.(\d|1[0-6])\.(conv[123]|bn[123]|shortcut\.[01]))\.\w+",
+    "cifar-resnet": r"(conv1|bn1|fc|layer[1-3]\.\d+\.(conv[12]|bn[12]))\.\w+",
+}
+SMALL: dict[str, dict[str, Any]] = {"resnet18": {"width": 0.0625}, "mobilenet-v2": {"width": 0.125}, "cifar-resnet": {}}
+every = pytest.mark.parametrize("name", Shelf("models").names())
+
+
+def build(name: str, *, channels: int = 3, classes: int = 10, **knobs: Any) -> nn.Module:
+    net: nn.Module = Shelf("models").get(name)(name=name, **knobs).build(channels=channels, classes=classes)
+    return net
+
+
+@pytest.mark.parametrize(("name", "knobs", "classes", "parameters"), COUNTS)
+def test_parameter_counts(name: str, knobs: dict[str, Any], classes: int, parameters: int) -> None:
+    assert sum(p.numel() for p in build(name, classes=classes, **knobs).parameters()) == parameters
+
+
+@pytest.mark.parametrize(("name", "entries"), [("resnet18", 122), ("mobilenet-v2", 344)])
+def test_state_entries_with_the_counters_of_batch_norm(name: str, entries: int) -> None:
+    assert len(build(name).state_dict()) == entries
+
+
+@every
+def test_state_keys_are_those_of_public_checkpoints(name: str) -> None:
+    assert [key for key in build(name).state_dict() if not re.fullmatch(KEYS[name], key)] == []
+
+
+def test_mobilenet_projects_the_shortcut_where_stride_one_changes_the_width() -> None:
+    keys = build("mobilenet-v2").state_dict()
+    assert sorted({int(k.split(".")[1]) for k in keys if ".shortcut." in k}) == [0, 1, 10, 16]
+    assert len({k.split(".")[1] for k in keys if k.startswith("layers.")}) == 17
+
+
+@every
+@pytest.mark.parametrize("size", [28, 32, 33, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_logits_for_every_size_and_channel_count(name: str, size: int, channels: int) -> None:
+    net = build(name, channels=channels, classes=7, **SMALL[name]).eval()
+    with torch.no_grad():
+        assert net(torch.rand(2, channels, size, size)).shape == (2, 7)
+
+
+def sizes(net: nn.Module, modules: list[nn.Module], x: Tensor) -> list[int]:
+    found: list[int] = []
+    for module in modules:
+        module.register_forward_hook(lambda m, i, o: found.append(o.shape[-1]))
+    with torch.no_grad():
+        net.eval()(x)
+    return found
+
+
+def test_spatial_sizes_of_mobilenet_groups() -> None:
+    net = build("mobilenet-v2", width=0.125)
+    last_of_group = [net.layers[i] for i in (0, 2, 5, 9, 12, 15, 16)]
+    assert sizes(net, last_of_group, torch.rand(1, 3, 32, 32)) == [32, 32, 16, 8, 8, 4, 4]
+
+
+@pytest.mark.parametrize(("stem_stride", "expected"), [(1, [32, 16, 8, 4]), (2, [16, 8, 4, 2])])
+def test_spatial_sizes_of_resnet_stages(stem_stride: int, expected: list[int]) -> None:
+    net = build("resnet18", width=0.0625, stem_stride=stem_stride)
+    assert sizes(net, [net.layer1, net.layer2, net.layer3, net.layer4], torch.rand(1, 3, 32, 32)) == expected
+
+
+def test_spatial_sizes_of_cifar_resnet_stages() -> None:
+    net = build("cifar-resnet")
+    assert sizes(net, [net.layer1, net.layer2, net.layer3], torch.rand(1, 3, 32, 32)) == [32, 16, 8]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet-v2"])
+def test_activations_are_plain_relu(name: str) -> None:
+    """ReLU6 would saturate: doubling the last features must go on raising the logits."""
+    net = build(name, **SMALL[name]).eval()
+    assert not any(isinstance(m, (nn.ReLU6, nn.Dropout, nn.MaxPool2d)) for m in net.modules())
+    norm = net.bn1
+    nn.init.constant_(norm.bias, 20.0)
+    seen: list[Tensor] = []
+    inner = net.layers[0].conv1 if name == "mobilenet-v2" else net.layer1[0].conv1
+    inner.register_forward_pre_hook(lambda m, i: seen.append(i[0]))
+    with torch.no_grad():
+        net(torch.rand(1, 3, 32, 32))
+    assert seen[0].max() > 6
+
+
+@pytest.mark.parametrize(("width", "first", "last"), [(0.25, 16, 128), (0.5, 32, 256), (2.0, 128, 1024)])
+def test_resnet_width_multiplies_every_channel_count(width: float, first: int, last: int) -> None:
+    net = build("resnet18", width=width)
+    assert (net.conv1.out_channels, net.linear.in_features) == (first, last)
+
+
+def test_mobilenet_width_multiplies_every_channel_count() -> None:
+    net = build("mobilenet-v2", width=0.5)
+    assert (net.conv1.out_channels, net.conv2.out_channels, net.layers[16].conv3.out_channels) == (16, 640, 160)
+    assert build("mobilenet-v2", width=0.001).conv1.out_channels == 1
+
+
+@pytest.mark.parametrize("width", [0, -1, 9, float("inf"), float("nan"), "wide"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet-v2"])
+def test_impossible_widths_are_refused(name: str, width: Any) -> None:
+    with pytest.raises(ValidationError):
+        build(name, width=width)
+
+
+@pytest.mark.parametrize(("shortcut", "before", "behind"), [("pad_end", 0, 16), ("pad_center", 8, 8)])
+def test_padding_shortcuts(shortcut: str, before: int, behind: int) -> None:
+    block = build("cifar-resnet", shortcut=shortcut).layer2[0]
+    x = torch.rand(1, 16, 8, 8) + 1
+    skipped = block._skip(x)
+    assert skipped.shape == (1, 32, 4, 4)
+    assert torch.equal(skipped[:, before : 32 - behind], x[:, :, ::2, ::2])
+    assert not skipped[:, :before].any() and not skipped[:, 32 - behind :].any()
+
+
+def test_convolution_shortcut_has_its_two_modules() -> None:
+    keys = build("cifar-resnet", shortcut="conv_shortcut").state_dict()
+    assert {k.rsplit(".", 1)[0] for k in keys if "downsample" in k} == {
+        f"layer{stage}.0.downsample.{i}" for stage in (2, 3) for i in (0, 1)
+    }
+
+
+# --- mean and standard deviation in front
+
+
+@every
+def test_normalisation_is_the_first_layer_and_no_part_of_the_state(name: str) -> None:
+    torch.manual_seed(0)
+    plain = build(name, **SMALL[name]).eval()
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    net = build(name, normalize={"mean": mean, "std": std}, **SMALL[name]).eval()
+    assert bare(net) is not net and bare(plain) is plain
+    assert bare(net).state_dict().keys() == plain.state_dict().keys()
+    bare(net).load_state_dict(plain.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    shifted = torch.stack([(x[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+    with torch.no_grad():
+        assert torch.allclose(net(x), plain(shifted), atol=1e-5)
+    seen: list[Tensor] = []
+    bare(net).register_forward_pre_hook(lambda m, i: seen.append(i[0]))
+    with torch.no_grad():
+        net(x)
+    assert torch.allclose(seen[0], shifted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mean": [0.5, 0.5], "std": [0.1]},
+        {"mean": [], "std": []},
+        {"mean": [0.5], "std": [0.0]},
+        {"mean": [0.5], "std": [-1]},
+        {"mean": [float("nan")], "std": [1]},
+        {"mean": [0.5], "std": [1], "scale": 2},
+    ],
+)
+def test_impossible_normalisation_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Normalization(**values)
+
+
+@pytest.mark.parametrize(("channels", "given"), [(1, 3), (3, 1)])
+def test_normalisation_for_other_channels_is_refused(channels: int, given: int) -> None:
+    with pytest.raises(ConfigError, match=f"{given} values, the images have {channels} channels"):
+        build("resnet18", channels=channels, normalize={"mean": [0.5] * given, "std": [0.1] * given})
