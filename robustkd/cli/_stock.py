@@ -30,7 +30,7 @@ def stock(kind: str) -> list[dict[str, str]]:
         from robustkd.resources import shipped
 
         files = shipped("recipe" if kind == "recipes" else "target")
-        return [{"name": name, "summary": headline(file)} for name, file in files.items()]
+        return [{"name": name, "summary": headline(file)} for name, file in sorted(files.items())]
     if kind == "teachers":
         return [{"name": name, "summary": str(card(name).get("summary", ""))} for name in cards()]
     raise ConfigError(f"there is nothing called {kind} to list", fix=nearest(kind, KINDS))
