@@ -102,13 +102,14 @@ def _draw(series: Series, across: str, up: str, name: str, *, top: float | None 
         "ytick.color": _INK,
         "grid.color": _INK,
         "path.simplify": False,
+        "text.parse_math": False,  # a loss term may be called anything
     }
     with rc(settings):
         figure = figure_module.Figure(figsize=(5.2, 3.0), layout="constrained")
         axes = figure.subplots()
         for colour, (label, (x, y)) in zip(_COLOURS, series.items(), strict=False):
             few = len(x) <= 40
-            axes.plot(x, y, color=colour, linewidth=2, marker="o" if few else "", markersize=3.5, label=label)
+            axes.plot(x, y, color=colour, linewidth=2, marker="o" if few else "", markersize=3.5, label=label.lstrip("_"))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, axis="y", alpha=0.15, linewidth=1)
         axes.set(xlabel=across, ylabel=up)

@@ -48,7 +48,7 @@ def gallery(given: ReportInput) -> Gallery | None:
     broke = [
         i
         for i, index in enumerate(images.index.tolist())
-        if (a := answers.get(index)) is not None and a.clean == images.y[i] and not a.robust
+        if (a := answers.get(index)) is not None and a.clean == images.y[i] and not a.robust and _moved(images, i)
     ]
     if not broke:
         return None
@@ -58,6 +58,11 @@ def gallery(given: ReportInput) -> Gallery | None:
     factor = _factor(images, chosen, given.result.threat.eps if given.result.threat.norm == "linf" else 0.0)
     triples = tuple(_triple(given, images, i, factor) for i in chosen)
     return Gallery(triples, factor, len(broke), width)
+
+
+def _moved(images: Adversarial, i: int) -> bool:
+    """Whether an attack changed the image: one that was only tied when clean is kept as it was."""
+    return bool((images.x_adv[i] != images.x[i]).any())
 
 
 def _in_turn(positions: list[int], y: NDArray[np.int64]) -> list[int]:
@@ -88,7 +93,7 @@ def _triple(given: ReportInput, images: Adversarial, i: int, factor: float) -> T
         difference=picture(0.5 + factor * (x_adv - x)),
         label=class_name(given, int(images.y[i])),
         clean_answer=class_name(given, answer.clean),
-        adversarial_answer=class_name(given, answer.adversarial),
+        adversarial_answer="tied" if answer.adversarial == images.y[i] else class_name(given, answer.adversarial),
     )
 
 
