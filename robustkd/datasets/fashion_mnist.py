@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import zlib
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -61,7 +62,7 @@ def _unpack(folder: Path, name: str) -> bytes:
     plain, packed = folder / name, folder / f"{name}.gz"
     try:
         data = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ArtifactError(f"cannot read {name}: {error}", where=str(folder), fix="copy the file again") from error
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != MD5[name]:
         raise ArtifactError(f"{name} is not the published file", where=str(folder), fix="copy the file again")

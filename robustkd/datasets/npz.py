@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +18,23 @@ from pydantic import Field
 from robustkd.datasets._base import DatasetConfig, ImageSet, Split
 from robustkd.errors import ArtifactError
 
+MAX_CLASSES = 100_000
+#: what NumPy and zipfile raise on damaged archives: lengths, methods and flags are believed before any check
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    zipfile.BadZipFile,
+    EOFError,
+    KeyError,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    struct.error,
+)
+
 
 def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[np.int64], tuple[str, ...]]:
     """Images (N, C, H, W), labels (N,) and class names, if any, of one file; nothing is unpickled.
@@ -24,13 +43,16 @@ def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[np.int64], tuple[str, ..
         ArtifactError: the file is missing, damaged, or does not hold `x` and `y` as described.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array, not an .npz archive")
+        with arrays:
             held = dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except _UNREADABLE as error:
         raise ArtifactError(f"cannot read {path.name}: {error}", where=str(path), fix="give an .npz with x and y") from error
     if not {"x", "y"} <= held.keys():
         raise ArtifactError(f"{path.name} holds {sorted(held)}", where=str(path), fix="name the arrays x and y")
-    names = tuple(str(c) for c in held["classes"]) if "classes" in held else ()
+    names = tuple(str(c) for c in np.atleast_1d(held["classes"])) if "classes" in held else ()
     return _images(held["x"], path), _labels(held["y"], path), names
 
 
@@ -39,6 +61,8 @@ def _images(x: NDArray[Any], path: Path) -> NDArray[Any]:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
         x = x.transpose(0, 3, 1, 2)
+    if x.ndim == 4 and x.shape[1] not in (1, 3):  # (N, H, W, 4) would pass for pictures of H channels
+        raise ArtifactError(f"x has shape {x.shape}, not 1 or 3 channels", where=str(path), fix="store grey or RGB images")
     if x.dtype != np.uint8:
         if not np.issubdtype(x.dtype, np.floating):
             raise ArtifactError(f"x is {x.dtype}", where=str(path), fix="store x as uint8, or as float in [0, 1]")
@@ -55,6 +79,8 @@ def _labels(y: NDArray[Any], path: Path) -> NDArray[np.int64]:
             where=str(path),
             fix="store y as one integer class per image, not one-hot",
         )
+    if y.size and y.max() >= MAX_CLASSES:
+        raise ArtifactError(f"y holds the label {y.max()}", where=str(path), fix="number the classes from 0")
     return y.astype(np.int64)
 
 
@@ -76,8 +102,10 @@ class NpzConfig(DatasetConfig, frozen=True):
         shapes = {part[0].shape[1:] for part in parts} | {part[0].dtype for part in parts}
         if len(shapes) > 2:
             raise ArtifactError(f"the files of {split} differ in shape or type", where=str(files[0]), fix="make them equal")
+        if len({part[2] for part in parts}) > 1 and not self.classes:
+            raise ArtifactError(f"the files of {split} differ in their class names", where=str(files[0]), fix="make them equal")
         labels = np.concatenate([part[1] for part in parts])
-        names = self.classes or parts[0][2] or tuple(str(i) for i in range(int(labels.max()) + 1))
+        names = self.classes or parts[0][2] or tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))
         return ImageSet(np.concatenate([p[0] for p in parts]), labels, names, self.name, split)
 
     def _resolve(self, file: Path) -> Path:
