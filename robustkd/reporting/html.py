@@ -92,8 +92,8 @@ def _sections(results: Sequence[ReportInput]) -> list[Section]:
 
 
 def _settings(result: AuditResult) -> tuple[tuple[str, str], ...]:
-    policy = {key: value for key, value in result.policy.items() if value is not None}
-    return tuple((key.replace("_", " "), _text(value)) for key, value in policy.items())
+    policy = {**result.policy, **(result.policy.get("bounds") or {})}
+    return tuple((k.replace("_", " "), _text(v)) for k, v in policy.items() if k != "bounds" and v is not None)
 
 
 def _text(value: Any) -> str:

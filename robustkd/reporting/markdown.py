@@ -34,7 +34,9 @@ def summary(result: AuditResult) -> str:
     lines += [f"- {_plain(reason)}" for reason in result.verdict.reasons]
     lines += ["", _plain(f"{numbers.short(result.artifact.path)}: {facts(result)}"), ""]
     lines += _grid(("", "clean", "robust"), _accuracies(result))
-    lines += ["", *_grid(("attack", "level", "robust"), _attacks(result.engine))] if result.engine.attacks else []
+    lines += (
+        ["", *_grid(("attack", "level", "broken", "robust left"), _attacks(result.engine))] if result.engine.attacks else []
+    )
     return "\n".join(lines).strip() + "\n"
 
 
@@ -72,9 +74,10 @@ def command(result: AuditResult) -> str:
         words += ["--source", result.source.path]
     words += ["--dataset", result.dataset.name, "--n", str(result.dataset.n)]
     words += ["--norm", result.threat.norm, "--eps", numbers.eps(result.threat.eps)]
+    asked = {**result.policy, **(result.policy.get("bounds") or {})}
     for key, option in _OPTIONS.items():
-        if result.policy.get(key) is not None:
-            words += [option, str(result.policy[key])]
+        if asked.get(key) is not None:
+            words += [option, str(asked[key])]
     return shlex.join([*words, "--seed", str(result.seed)])
 
 
@@ -93,8 +96,11 @@ def _difference(value: Any) -> str:
     return f"{numbers.points(value.estimate)} ({numbers.points(value.low)} to {numbers.points(value.high)})"
 
 
-def _attacks(side: Side) -> list[tuple[str, str, str]]:
-    return [(name, a.level, numbers.percent(a.robust_accuracy)) for name, a in side.attacks.items()]
+def _attacks(side: Side) -> list[tuple[str, str, str, str]]:
+    return [
+        (name, a.level, f"{numbers.count(a.broken)} of {numbers.count(a.images)}", numbers.percent(a.robust_accuracy))
+        for name, a in side.attacks.items()
+    ]
 
 
 def _interval(value: dict[str, float]) -> str:

@@ -44,6 +44,8 @@ def side(clean: float, robust: float) -> Side:
                 high=robust + i / 90 + 0.04,
                 forward_calls=1000 * i + 7,
                 seconds=1.5 * i,
+                images=900 + i,
+                broken=40 + i,
                 note="a note",
             )
             for i, level in enumerate(levels)
@@ -75,7 +77,7 @@ def result(
         "source": Source(path="runs/demo/checkpoint", sha256="sha256:" + "b2" * 32) if source else None,
         "threat": ThreatModel(),
         "dataset": Dataset(name="fashion", split="test", n=1234, sha256="sha256:" + "c3" * 32),
-        "policy": {"name": "quick", "apgd_steps": 100, "tolerance": 1.0, "min_robust": None},
+        "policy": {"name": "quick", "apgd_steps": 100, "bounds": {"tolerance": 1.0, "min_robust": None}},
         "seed": 3,
         "seconds": 75.25,
         "engine": side(0.8419, 0.7317),
