@@ -31,14 +31,16 @@ class Interval(Value):
 
 
 class AttackResult(Value):
-    """One attack's yield: accuracy left after it alone, over all n images."""
+    """One attack's yield. Images already broken leave the queue, so the accuracy left falls from attack to attack."""
 
     level: Level
-    robust_accuracy: float
+    robust_accuracy: float = Field(description="left of all n images after this attack and those before it")
     low: float
     high: float
     forward_calls: int = Field(description="images sent through the attacked side by this attack")
     seconds: float
+    images: int = Field(0, description="images the attack was tried on")
+    broken: int = Field(0, description="of these, images it broke")
     note: str = ""
 
 
