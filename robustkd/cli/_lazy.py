@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -28,12 +27,6 @@ COMMANDS = {
     "verify": "Check the digests of a bundle and its chain of parents.",
     "doctor": "Say what this machine has, what is missing and how to get it.",
 }
-_FOLDER = Path(__file__).parent
-
-
-def built() -> list[str]:
-    """The commands that exist in this installation."""
-    return [name for name in COMMANDS if (_FOLDER / f"{name}.py").is_file()]
 
 
 def load(name: str) -> Any:

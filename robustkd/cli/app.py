@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from robustkd import __version__
 from robustkd.cli import _errors
-from robustkd.cli._lazy import COMMANDS, LazyGroup, built, placeholder
+from robustkd.cli._lazy import COMMANDS, LazyGroup, placeholder
 
 
 @dataclass
@@ -50,8 +50,8 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_entry)
-    for name in built():
-        app.command(name, help=COMMANDS[name])(placeholder)
+    for name, summary in COMMANDS.items():
+        app.command(name, help=summary)(placeholder)
     return app
 
 
