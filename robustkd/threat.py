@@ -80,7 +80,10 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
         """The direction of steepest ascent of unit length: the sign (linf) or the unit gradient (l2)."""
         if self.norm == "linf":
             return grad.sign()
-        return grad / _norms(grad).clamp_min(1e-12)
+        # to order 1 first: a confident network's gradients of 1e-25 have squares that underflow
+        largest = grad.abs().flatten(1).amax(1).view(-1, *[1] * (grad.dim() - 1))
+        scaled = grad / largest.masked_fill(largest == 0, 1)
+        return scaled / _norms(scaled).clamp_min(1e-12)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The distance of each image from its original, (N,) in float64."""
