@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustkd.engines._base import Engine
 
 #: standard deviation of logits above which cross entropy saturates in float32; larger logits are scaled down to it
-WIDE = 10.0
+WIDE = 25.0
 
 
 class Values(nn.Module):
