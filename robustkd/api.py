@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from robustkd.bundle import Bundle
+from robustkd.auditing.verb import audit
+from robustkd.bundle import MANIFEST, Bundle
+from robustkd.engines._open import open_engine as load_engine
+from robustkd.exporting.verb import export, resolve
 from robustkd.recipe.reading import override, read, validate
 from robustkd.recipe.schema import Recipe
+from robustkd.reporting.html import write_report as report
+from robustkd.result import AuditResult, Status
+from robustkd.signals import check, graceful
 from robustkd.training.loop import Listen
 from robustkd.training.verb import WORK
 from robustkd.training.verb import distill as _distill
+
+__all__ = ["audit", "distill", "export", "load_engine", "load_recipe", "report", "run", "run_folder", "runs_folder", "warn_eps"]
+
+#: from the best to the worst verdict; a run is as good as its worst target
+ORDER: tuple[Status, ...] = ("pass", "inconclusive", "invalid", "fail")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `run` made: the checkpoint, each target's audit, and the seconds each stage took."""
+
+    folder: Path
+    checkpoint: Bundle
+    audits: dict[str, tuple[AuditResult, Path]]
+    report: Path
+    seconds: dict[str, float]
+
+    @property
+    def verdict(self) -> Status:
+        """The worst verdict over all targets."""
+        return max((result.verdict.status for result, _ in self.audits.values()), key=ORDER.index)
 
 
 def warn_eps(eps: float, say: Callable[[str], None]) -> None:
@@ -62,3 +91,60 @@ def distill(recipe: Recipe, output: Path | None = None, *, resume: bool = False,
         listen: called with an event for each step and evaluation.
     """
     return _distill(recipe, output or run_folder(recipe.name, resume=resume), resume=resume, listen=listen)
+
+
+def run(recipe: Recipe, output: Path | None = None, *, resume: bool = False, listen: Listen = lambda event: None) -> Run:
+    """The whole chain: distill, export every target of the recipe, audit each, report.
+
+    Whatever a stopped run has finished is kept: `resume` goes on with the first stage that is not.
+
+    Args:
+        recipe: the resolved recipe.
+        output: the run's folder; left out, a new one below the runs folder.
+        resume: continue an interrupted run.
+        listen: called with the events of training, and with an event for each stage.
+    """
+    resolve(recipe.targets)
+    folder = output or run_folder(recipe.name, resume=resume)
+    clock = _Clock()
+    with graceful():
+        checkpoint = distill(recipe, folder, resume=resume, listen=listen)
+        clock.lap("distill")
+        bundles = {name: _exported(name, checkpoint, folder, listen) for name in recipe.targets}
+        clock.lap("export")
+        check()
+        audits = {name: _audited(name, bundle, recipe, resume, listen) for name, bundle in bundles.items()}
+        clock.lap("audit")
+        page = report([path for _, path in audits.values()], folder / "report.html")
+    return Run(folder, checkpoint, audits, page, clock.laps | {"total": clock.total()})
+
+
+def _exported(name: str, checkpoint: Bundle, folder: Path, listen: Listen) -> Bundle:
+    if (folder / name / MANIFEST).is_file() and Bundle.open(folder / name).manifest.parent == checkpoint.digest:
+        return Bundle.open(folder / name)
+    listen({"event": "stage", "message": f"export {name}"})
+    return export(checkpoint.path, targets=[name], output=folder)[0]
+
+
+def _audited(name: str, bundle: Bundle, recipe: Recipe, resume: bool, listen: Listen) -> tuple[AuditResult, Path]:
+    listen({"event": "stage", "message": f"audit {name}"})
+
+    def progress(message: str) -> None:
+        listen({"event": "audit", "message": message})
+
+    return audit(bundle.path, seed=recipe.seed, resume=resume, progress=progress)
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name], self.last = round(now - self.last, 1), now
+
+    def total(self) -> float:
+        return round(time.monotonic() - self.began, 1)

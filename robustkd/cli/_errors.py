@@ -16,7 +16,7 @@ from robustkd.errors import ArtifactError, Interrupted, RequirementError, Robust
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 #: commands with a --resume option
-RESUMABLE = {"distill", "audit"}
+RESUMABLE = {"distill", "audit", "run"}
 
 _MEND = {
     errno.ENOSPC: "free space on this disk, or choose another --output",

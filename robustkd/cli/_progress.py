@@ -79,6 +79,15 @@ class Training:
             markup=False,
         )
 
+    def _stage(self, event: dict[str, Any]) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+        self.console.print(event["message"], markup=False)
+
+    def _audit(self, event: dict[str, Any]) -> None:
+        self.console.print(f"  {event['message']}", markup=False)
+
     def _left(self) -> str:
         done = self.done - self.first
         seconds = (time.monotonic() - self.began) / done * (self.total - self.done) if done else 0.0

@@ -32,7 +32,7 @@ class Place:
 
 
 def divide(images: ImageSet, recipe: Recipe) -> tuple[ImageSet, ImageSet]:
-    """The training images and those held out for checkpoint selection, both chosen by seed and balanced."""
+    """The training images and those held out for checkpoint selection, a random choice by seed."""
     config = recipe.dataset
     order = balanced(images.labels, len(images), seed_of(recipe.seed, HOLDOUT) % 2**32)
     held = min(config.holdout, len(images) // 2)

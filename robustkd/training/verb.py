@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from robustkd import bundle as bundles
+from robustkd import signals
 from robustkd.bundle import Bundle, ModelInfo, write_json
 from robustkd.datasets._base import ImageSet
 from robustkd.errors import ArtifactError, ConfigError
@@ -43,7 +44,7 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, listen: Liste
         Interrupted: a signal asked for a stop; the state is saved.
     """
     done = folder / "checkpoint"
-    with only_run(folder):
+    with signals.graceful(), only_run(folder):
         if done.exists():
             if resume and _recipe_of(done) == recipe.model_dump(mode="json"):
                 return Bundle.open(done, kind="checkpoint")
