@@ -51,7 +51,7 @@ def export(
         raise typer.BadParameter("it belongs to --onnx, --trt and --rtx; a --target states its own", param_hint="--precision")
     sizes = _batches(batch)
 
-    from robustkd.exporting.verb import export as build
+    from robustkd.api import export as build
     from robustkd.exporting.verb import find_checkpoint, resolve
 
     profiles = resolve([*(target or ()), *(_profile(kind, precision) for kind in kinds)])

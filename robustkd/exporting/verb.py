@@ -52,7 +52,9 @@ def export(
 
 
 def find_checkpoint(given: Path | None) -> Path:
-    """The checkpoint's folder: as given, inside the run given, or the newest under ROBUSTKD_RUNS (./runs).
+    """The checkpoint's folder: as given, around the file given, or inside the run given.
+
+    Left out, it is the newest under ROBUSTKD_RUNS (./runs).
 
     Raises:
         ArtifactError: none was given and there is none.
@@ -61,6 +63,8 @@ def find_checkpoint(given: Path | None) -> Path:
         newest = newest_checkpoint(Path(os.environ.get("ROBUSTKD_RUNS", "runs")).expanduser())
         _log.info("the newest checkpoint is %s", newest)
         return newest
+    if given.is_file():
+        return given.parent
     inside = given / "checkpoint"
     return inside if (inside / MANIFEST).is_file() and not (given / MANIFEST).is_file() else given
 
