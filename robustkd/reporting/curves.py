@@ -114,6 +114,8 @@ def _draw(series: Series, across: str, up: str, name: str, *, top: float | None 
         axes.grid(True, axis="y", alpha=0.15, linewidth=1)
         axes.set(xlabel=across, ylabel=up)
         axes.set_ylim(bottom=0, top=top)
+        if len(found := {v for x, _ in series.values() for v in x}) == 1:
+            axes.set_xlim(min(found) - 1, max(found) + 1)  # one epoch: whole numbers on the axis all the same
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, loc="best")
         stream = io.StringIO()

@@ -231,6 +231,13 @@ def test_curves_follow_the_metrics() -> None:
     assert "var(--line-1)" in drawn.loss and "currentColor" in drawn.loss and "<style" not in drawn.loss
 
 
+def test_one_epoch_is_a_whole_number_on_the_axis() -> None:
+    drawn = curves([{"step": 9, "epoch": 0, "clean_accuracy": 0.7, "robust_accuracy": 0.6}])
+    assert drawn is not None and drawn.loss == ""
+    ticks = re.findall(r"<text[^>]*>([^<]*)</text>", drawn.accuracy)
+    assert {"0", "1", "2"} <= set(ticks) and not [t for t in ticks if "." in t]
+
+
 @pytest.mark.parametrize("lines", [(), ({"step": 1},), ({"step": 0, "loss": "NaN"}, {"step": 1, "loss": float("nan")})])
 def test_metrics_without_figures_draw_nothing(lines: tuple[dict[str, object], ...]) -> None:
     assert curves(lines) is None
