@@ -68,7 +68,7 @@ def test_stays_in_the_ball_and_leaves_no_trace(name, threat, data, net):
     again = make(name).perturb(net, x, y, threat, seed=3)
     assert torch.equal(first.x_adv, again.x_adv) and first.forwards == again.forwards > 0
     assert torch.equal(x, before) and first.x_adv.shape == x.shape and first.x_adv.dtype == x.dtype
-    assert first.x_adv.isfinite().all() and 0 <= first.x_adv.min() and first.x_adv.max() <= 1
+    assert first.x_adv.isfinite().all() and first.x_adv.min() >= 0 and first.x_adv.max() <= 1
     assert (threat.distance(first.x_adv, x) <= threat.eps + 1e-6).all()
 
 

@@ -52,7 +52,7 @@ def test_an_honest_net_passes_and_fires_no_block(honest):
 
 
 def test_levels_and_counts(honest):
-    result, arrays = honest
+    result, _ = honest
     levels = {name: attack.level for name, attack in result.engine.attacks.items()}
     assert levels == {
         "noise": "baseline",
@@ -140,9 +140,7 @@ def test_a_linear_engine_has_exactly_the_robust_accuracy_its_weights_say(data):
     """Two classes: the margin falls by eps * |w_0 - w_1|_1 and no further, away from the box."""
     net = linear(2, (1, 8, 8))
     pair = images(64, classes=2)
-    grey = type(pair)(
-        (118 + pair.images.astype(int) // 13).astype(np.uint8), pair.labels, pair.classes, pair.name, pair.split
-    )
+    grey = type(pair)((118 + pair.images.astype(int) // 13).astype(np.uint8), pair.labels, pair.classes, pair.name, pair.split)
     x = torch.from_numpy(grey.floats())
     with torch.no_grad():
         z = net(x).double()
@@ -208,9 +206,7 @@ CHEATS = {
 def test_cheating_engines_never_pass(cheat, parent, data):
     answer, named = CHEATS[cheat]
     net = Quadrants()
-    result, _ = go(
-        TorchEngine(net, answer=answer()), data, source=net if parent else None, threat=FLAT, audit=FLOOR
-    )
+    result, _ = go(TorchEngine(net, answer=answer()), data, source=net if parent else None, threat=FLAT, audit=FLOOR)
     assert result.verdict.status in ("fail", "invalid", "inconclusive"), cheat
     if named:
         fired = statuses(result, "block") & named
@@ -279,7 +275,7 @@ def test_a_replayed_attack_is_judged_on_both_sides(data):
     source = arrays.ledger.source
     for name in source.attacks:
         assert np.array_equal(source.tried(name), arrays.ledger.engine.tried(name))
-    assert not result.verdict.status == "pass" or result.difference.robust.high <= 0.08
+    assert result.verdict.status != "pass" or result.difference.robust.high <= 0.08
 
 
 def test_eps_eight_is_met_with_a_warning(data):

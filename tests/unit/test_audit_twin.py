@@ -36,7 +36,11 @@ def test_engine_equal_to_source_is_the_white_box_attack(name, data, net):
     assert torch.equal(plain.x_adv, through.x_adv) and plain.forwards == through.forwards
 
 
-TRANSFORMS = {"affine": lambda net, x: 2 * net(x) + 3, "huge": lambda net, x: net(x) * 1e4, "tiny": lambda net, x: net(x) * 1e-4}
+TRANSFORMS = {
+    "affine": lambda net, x: 2 * net(x) + 3,
+    "huge": lambda net, x: net(x) * 1e4,
+    "tiny": lambda net, x: net(x) * 1e-4,
+}
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)

@@ -58,9 +58,7 @@ def test_sample_size_table(discordance, margin, n):
     assert needed_n(discordance, 0.0, margin) == pytest.approx(n, abs=2)
 
 
-@pytest.mark.parametrize(
-    ("drop", "discordance", "n"), [(0.02, 0.03, 1831), (0.03, 0.04, 605), (0.05, 0.06, 223)]
-)
+@pytest.mark.parametrize(("drop", "discordance", "n"), [(0.02, 0.03, 1831), (0.03, 0.04, 605), (0.05, 0.06, 223)])
 def test_sample_size_to_prove_a_fail(drop, discordance, n):
     assert needed_n(discordance, drop, 0.01, fail=True) == pytest.approx(n, abs=2)
 
@@ -80,9 +78,7 @@ def test_wrong_counts_are_refused(call):
         call()
 
 
-tables = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 2000)).map(
-    lambda t: (t[0], t[1], t[0] + t[1] + t[2])
-)
+tables = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 2000)).map(lambda t: (t[0], t[1], t[0] + t[1] + t[2]))
 
 
 @given(tables)
