@@ -29,31 +29,22 @@ def partial_folder(folder: Path) -> Path:
 class Store:
     """Pieces by name; without a folder they live in memory only."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder, self._memory = folder, dict[str, Arrays]()
+    def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
+        self._folder, self._identity, self._memory = folder, identity, dict[str, Arrays]()
 
     @classmethod
     def open(cls, folder: Path | None, identity: dict[str, Any], *, resume: bool) -> Store:
         """Start anew, or take up what an interrupted audit of the same identity left.
 
+        Nothing is written before the first piece is finished, so an audit that never began leaves nothing.
+
         Raises:
             ArtifactError: there is an unfinished audit and `resume` is not asked for, or it is another one.
         """
-        if folder is None:
-            return cls(None)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArtifactError(
-                f"cannot write here: {error.strerror}", where=str(folder.parent), fix="choose another --output"
-            ) from error
-        file = folder / IDENTITY
         wanted = json.loads(json.dumps(identity))
-        if file.is_file():
-            _compare(file, wanted, resume=resume)
-        else:
-            write_json(file, wanted)
-        return cls(folder)
+        if folder is not None and (folder / IDENTITY).is_file():
+            _compare(folder / IDENTITY, wanted, resume=resume)
+        return cls(folder, wanted)
 
     def get(self, name: str) -> Arrays | None:
         """A finished piece, or None."""
@@ -75,9 +66,21 @@ class Store:
         if self._folder is None:
             self._memory[name] = arrays
             return
+        self._begin(self._folder)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stub mistakes ** for allow_pickle
         write_atomic(self._folder / f"{name}.npz", buffer.getvalue())
+
+    def _begin(self, folder: Path) -> None:
+        if (folder / IDENTITY).is_file():
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write here: {error.strerror}", where=str(folder.parent), fix="choose another --output"
+            ) from error
+        write_json(folder / IDENTITY, self._identity)
 
     def remove(self) -> None:
         """Forget everything: the audit is finished and written."""

@@ -108,7 +108,11 @@ def _config(recipe: dict[str, Any], **options: Any) -> AuditConfig:
         return AuditConfig.model_validate({**(recipe.get("audit") or {}), **given})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"audit.{'.'.join(map(str, first['loc']))}: {first['msg']}", where="audit options") from error
+        raise ConfigError(
+            f"audit.{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            where="audit options",
+            fix="see `robustkd audit --help` for the range of each",
+        ) from error
 
 
 def _threat(subject: Subject, eps: float | str | None, norm: str | None) -> ThreatModel:
@@ -122,7 +126,9 @@ def _threat(subject: Subject, eps: float | str | None, norm: str | None) -> Thre
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {message}", where="--eps, --norm") from error
+        raise ConfigError(
+            f"{'.'.join(map(str, first['loc']))}: {message}", where="--eps, --norm", fix="for example --norm linf --eps 8/255"
+        ) from error
 
 
 def _images(
