@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +15,19 @@ from torch import Tensor, nn
 
 from robustkd.attacks._base import Model, prepared
 from robustkd.auditing import evidence, probes
-from robustkd.auditing.ledger import Flags, Ledger, Track
-from robustkd.auditing.plan import Step, plan, seed_of
+from robustkd.auditing.ledger import Ledger
+from robustkd.auditing.plan import Step, plan
 from robustkd.auditing.sides import NO_NUMBER, Judged, Side, engine_side, read, source_side
+from robustkd.auditing.steps import Event, Job, Progress, run_step
 from robustkd.auditing.store import Store, partial_folder
+from robustkd.auditing.summary import counts_of, side_of
 from robustkd.auditing.twin import Values, tame, tamed
-from robustkd.auditing.verdict import Counts, Pair, difference, judge
+from robustkd.auditing.verdict import difference, judge
 from robustkd.datasets._base import ImageSet
 from robustkd.engines._base import Engine, Images
 from robustkd.errors import ArtifactError
 from robustkd.recipe.policy import AuditConfig, Policy
-from robustkd.result import Artifact, AttackResult, AuditResult, Check, Dataset, Interval, Source
-from robustkd.result import Side as SideResult
-from robustkd.stats import wilson
+from robustkd.result import Artifact, AttackResult, AuditResult, Check, Dataset, Source
 from robustkd.threat import ThreatModel
 
 #: images that set the scale of the logits
@@ -53,20 +52,6 @@ class SourceModel:
 
 
 @dataclass(frozen=True)
-class Event:
-    """What an audit tells whoever listens: the state of an attack, or a warning."""
-
-    kind: Literal["attack", "warning"]
-    text: str
-    done: int = 0
-    total: int = 0
-    robust_accuracy: float | None = None
-
-
-Progress = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
 class AuditArrays:
     """What the result does not hold: the images, and every answer to them."""
 
@@ -75,27 +60,6 @@ class AuditArrays:
     index: NDArray[np.int64]
     ledger: Ledger
     store: Store
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything the steps of one audit share."""
-
-    x: Images
-    y: NDArray[np.int64]
-    threat: ThreatModel
-    engine: Side
-    source: Side | None
-    models: dict[str, Model]
-    ledger: Ledger
-    store: Store
-    batch: int
-    seed: int
-    device: torch.device
-    tell: Progress
-
-    def tensors(self, index: Any) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(self.x[index]).to(self.device), torch.from_numpy(self.y[index]).to(self.device)
 
 
 def run_audit(
@@ -180,14 +144,14 @@ def _audit(
         if check.status in ("warn", "block"):
             progress(Event("warning", f"{check.name}: {check.message}"))
     models = _models(engine, net, source, kind, torch.from_numpy(x[:SCALE]).to(device))
-    job = _Job(x, y, threat, judge_e, judge_s, models, ledger, store, audit.batch_size, seed, device, progress)
+    job = Job(x, y, threat, judge_e, judge_s, models, ledger, store, audit.batch_size, seed, device, progress)
     steps, skipped = _possible(plan(policy, twin=net is not None, source=source is not None), logits.shape[1])
     report: dict[str, dict[str, AttackResult]] = {"engine": {}, "source": {}}
     for step in steps:
-        _run_step(job, step, steps, report)
+        run_step(job, step, steps, report)
         store.put("clock", {"seconds": np.asarray(earlier + time.perf_counter() - begun)})
-    checks = [*checks, *skipped, *_evidence(job, steps, kind)]
-    counts = _counts(ledger, white_box=any(s.level == "surrogate" for s in steps))
+    checks = sorted([*checks, *skipped, *_evidence(job, steps, kind)], key=_order)
+    counts = counts_of(ledger, white_box=any(s.level == "surrogate" for s in steps))
     all_checks, verdict = judge(counts, audit, checks)
     result = AuditResult(
         artifact=Artifact(
@@ -202,14 +166,21 @@ def _audit(
         policy={**policy.model_dump(), "bounds": audit.model_dump(exclude={"policy", "n"})},
         seed=seed,
         seconds=earlier + time.perf_counter() - begun,
-        engine=_side(ledger.engine, report["engine"]),
-        source_model=_side(ledger.source, report["source"]) if ledger.source else None,
+        engine=side_of(ledger.engine, report["engine"]),
+        source_model=side_of(ledger.source, report["source"]) if ledger.source else None,
         difference=difference(counts),
         checks=all_checks,
         verdict=verdict,
     )
     places = np.arange(len(images)) if index is None else index
     return result, AuditArrays(x, y, places, ledger, store)
+
+
+def _order(check: Check) -> tuple[bool, int]:
+    """Checks by the number of the protocol; those without one last."""
+    head = check.name.split()[0]
+    numbered = head[0] == "S" and head[1:].isdigit()
+    return (not numbered, int(head[1:]) if numbered else 0)
 
 
 _INFO = ("runtime", "runtime_version", "precision", "device")
@@ -309,101 +280,7 @@ def _possible(steps: list[Step], classes: int) -> tuple[list[Step], list[Check]]
     return [step for step in steps if not obstacles[step.name]], skipped
 
 
-def _queue(job: _Job, step: Step, steps: list[Step]) -> Flags:
-    """The images a step is tried on: those it can still tell something about.
-
-    Baseline: all that are right when clean, on either side. Surrogate: those no surrogate attack has broken (noise
-    does not count, or noise could never be seen to be stronger). Replay: those right on the source that are still
-    robust on either side. Black box: those still robust on the engine.
-    """
-    engine, source = job.ledger.engine, job.ledger.source
-    if step.level == "baseline":
-        return engine.clean.robust | source.clean.robust if source else engine.clean.robust
-    if step.level == "surrogate":
-        before = [s.name for s in steps if s.level == "surrogate" and s.name in engine.attacks]
-        return engine.clean.robust & ~engine.broken(before)
-    if step.level == "replay" and source:
-        return source.clean.robust & (source.robust() | engine.robust())
-    return engine.robust()
-
-
-def _run_step(job: _Job, step: Step, steps: list[Step], report: dict[str, dict[str, AttackResult]]) -> None:
-    queue = np.flatnonzero(_queue(job, step, steps))
-    job.ledger.begin(step.name)
-    seconds, calls = 0.0, {"engine": 0, "source": 0}
-    for number, first in enumerate(range(0, len(queue), job.batch)):
-        index = queue[first : first + job.batch]
-        name = f"{step.name.replace(':', '-')}-{number:05d}"
-        piece = job.store.get(name)
-        if piece is None:
-            piece = _chunk(job, step, index, seed_of(job.seed, step.name, number))
-            job.store.put(name, piece)
-        elif not np.array_equal(piece["index"], index):
-            raise ArtifactError(f"piece {name} of the interrupted audit holds other images", fix="start the audit anew")
-        _enter(job, step, piece)
-        seconds += float(piece["seconds"])
-        calls = {side: calls[side] + int(piece[f"calls_{side}"]) for side in calls}
-        robust = float(job.ledger.engine.robust().mean())
-        job.tell(Event("attack", step.name, min(first + job.batch, len(queue)), len(queue), robust))
-    for side, track in (("engine", job.ledger.engine), ("source", job.ledger.source)):
-        if track is not None:
-            report[side][step.name] = _yield(step, track, calls[side], seconds)
-
-
-def _chunk(job: _Job, step: Step, index: NDArray[np.int64], seed: int) -> dict[str, NDArray[Any]]:
-    """Attack and judge one chunk: every image is judged on both sides (the common pool)."""
-    begun = time.perf_counter()
-    x, y = job.tensors(index)
-    found = step.attack.perturb(job.models[step.against], x, y, job.threat, seed=seed)
-    x_adv = found.x_adv.cpu().numpy()
-    calls = {"engine": len(index), "source": len(index) if job.source else 0}
-    calls["source" if step.against == "source" else "engine"] += found.forwards
-    on_engine = job.engine.judge(x_adv, job.y[index])
-    on_source = None
-    if job.source is not None:
-        pool = x_adv
-        if step.level == "baseline":  # the same draws, the worst of them as the source sees it
-            drawn = step.attack.perturb(job.models["source"], x, y, job.threat, seed=seed)
-            pool, calls["source"] = drawn.x_adv.cpu().numpy(), calls["source"] + drawn.forwards
-        on_source = job.source.judge(pool, job.y[index])
-    piece: dict[str, NDArray[Any]] = {
-        "index": index,
-        "x_adv": x_adv.astype(np.float32),
-        "engine_prediction": on_engine.prediction,
-        "engine_margin": on_engine.margin,
-        "calls_engine": np.asarray(calls["engine"]),
-        "calls_source": np.asarray(calls["source"]),
-        "seconds": np.asarray(time.perf_counter() - begun),
-    }
-    if on_source is not None:
-        piece |= {"source_prediction": on_source.prediction, "source_margin": on_source.margin}
-    return piece
-
-
-def _enter(job: _Job, step: Step, piece: dict[str, NDArray[Any]]) -> None:
-    engine = Judged(piece["engine_prediction"], piece["engine_margin"])
-    source = Judged(piece["source_prediction"], piece["source_margin"]) if "source_margin" in piece else None
-    job.ledger.add(step.name, piece["index"], piece["x_adv"], engine, source)
-
-
-def _yield(step: Step, track: Track, calls: int, seconds: float) -> AttackResult:
-    n, left = len(track.clean.margin), int(track.robust().sum())
-    low, high = wilson(left, n)
-    queue = track.tried(step.name)
-    broken = int((queue & track.clean.robust & ~track.attacks[step.name].robust).sum())
-    return AttackResult(
-        level=step.level,
-        robust_accuracy=left / n,
-        low=low,
-        high=high,
-        forward_calls=calls,
-        seconds=seconds,
-        images=int(queue.sum()),
-        broken=broken,
-    )
-
-
-def _evidence(job: _Job, steps: list[Step], kind: probes.Kind) -> list[Check]:
+def _evidence(job: Job, steps: list[Step], kind: probes.Kind) -> list[Check]:
     ledger = job.ledger
     attacked = sum(int((a.prediction == NO_NUMBER).sum()) for a in ledger.engine.attacks.values())
     found = [probes.finite(ledger.engine.clean, probes.extremes(job.engine, job.x, job.threat), attacked)]
@@ -419,30 +296,3 @@ def _evidence(job: _Job, steps: list[Step], kind: probes.Kind) -> list[Check]:
     found.append(evidence.inside(ledger, job.threat))
     found.append(evidence.rejudged(job.engine, ledger, job.x, job.y, job.batch))
     return found
-
-
-def _counts(ledger: Ledger, *, white_box: bool) -> Counts:
-    engine, source = ledger.engine, ledger.source
-    clean, robust = engine.clean.robust, engine.robust()
-    n = len(clean)
-    pairs: dict[str, Pair | None] = {"clean_pair": None, "robust_pair": None}
-    if source is not None:
-        pairs = {
-            "clean_pair": _pair(source.clean.robust, clean),
-            "robust_pair": _pair(source.robust(), robust),
-        }
-    return Counts(n, int(clean.sum()), int(robust.sum()), **pairs, white_box=white_box)
-
-
-def _pair(source: Flags, engine: Flags) -> Pair:
-    return Pair(int((source & ~engine).sum()), int((engine & ~source).sum()))
-
-
-def _side(track: Track, attacks: dict[str, AttackResult]) -> SideResult:
-    return SideResult(clean_accuracy=_interval(track.clean.robust), robust_accuracy=_interval(track.robust()), attacks=attacks)
-
-
-def _interval(flags: Flags) -> Interval:
-    k, n = int(flags.sum()), len(flags)
-    low, high = wilson(k, n)
-    return Interval(estimate=k / n, low=low, high=high)

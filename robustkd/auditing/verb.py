@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from robustkd.auditing.artifact import Subject, find_source, open_subject
-from robustkd.auditing.run import Event, run_audit
+from robustkd.auditing.run import run_audit
+from robustkd.auditing.steps import Event
 from robustkd.auditing.store import locked, partial_folder
 from robustkd.auditing.write import write_audit
 from robustkd.bundle import MANIFEST, Bundle

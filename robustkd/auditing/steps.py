@@ -1,0 +1,160 @@
+"""The attacks of an audit, one after another, each in chunks that are kept as soon as they are finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustkd.attacks._base import Model
+from robustkd.auditing.ledger import Flags, Ledger, Track
+from robustkd.auditing.plan import Step, seed_of
+from robustkd.auditing.sides import Judged, Side
+from robustkd.auditing.store import Store
+from robustkd.engines._base import Images
+from robustkd.errors import ArtifactError
+from robustkd.result import AttackResult
+from robustkd.stats import wilson
+from robustkd.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Event:
+    """What an audit tells whoever listens: the state of an attack, or a warning."""
+
+    kind: Literal["attack", "warning"]
+    text: str
+    done: int = 0
+    total: int = 0
+    robust_accuracy: float | None = None
+
+
+Progress = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the steps of one audit share: images, sides, models per kind of attack, records."""
+
+    x: Images
+    y: NDArray[np.int64]
+    threat: ThreatModel
+    engine: Side
+    source: Side | None
+    models: dict[str, Model]
+    ledger: Ledger
+    store: Store
+    batch: int
+    seed: int
+    device: torch.device
+    tell: Progress
+
+    def tensors(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Images and labels of an index array, where the networks are."""
+        return torch.from_numpy(self.x[index]).to(self.device), torch.from_numpy(self.y[index]).to(self.device)
+
+
+def _queue(job: Job, step: Step, steps: list[Step]) -> Flags:
+    """The images a step is tried on: those it can still tell something about.
+
+    Baseline: all that are right when clean, on either side. Surrogate: those no surrogate attack has broken (noise
+    does not count, or noise could never be seen to be stronger). Replay: those right on the source that are still
+    robust on either side. Black box: those still robust on the engine.
+    """
+    engine, source = job.ledger.engine, job.ledger.source
+    if step.level == "baseline":
+        return engine.clean.robust | source.clean.robust if source else engine.clean.robust
+    if step.level == "surrogate":
+        before = [s.name for s in steps if s.level == "surrogate" and s.name in engine.attacks]
+        return engine.clean.robust & ~engine.broken(before)
+    if step.level == "replay" and source:
+        return source.clean.robust & (source.robust() | engine.robust())
+    return engine.robust()
+
+
+def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str, AttackResult]]) -> None:
+    """Run one attack on its queue, chunk by chunk; finished chunks are taken from the store.
+
+    Raises:
+        ArtifactError: the store holds a chunk of other images.
+        Interrupted: a signal asked for a stop.
+    """
+    queue = np.flatnonzero(_queue(job, step, steps))
+    job.ledger.begin(step.name)
+    seconds, calls = 0.0, {"engine": 0, "source": 0}
+    for number, first in enumerate(range(0, len(queue), job.batch)):
+        index = queue[first : first + job.batch]
+        name = f"{step.name.replace(':', '-')}-{number:05d}"
+        piece = job.store.get(name)
+        if piece is None:
+            piece = _chunk(job, step, index, seed_of(job.seed, step.name, number))
+            job.store.put(name, piece)
+        elif not np.array_equal(piece["index"], index):
+            raise ArtifactError(f"piece {name} of the interrupted audit holds other images", fix="start the audit anew")
+        _enter(job, step, piece)
+        seconds += float(piece["seconds"])
+        calls = {side: calls[side] + int(piece[f"calls_{side}"]) for side in calls}
+        robust = float(job.ledger.engine.robust().mean())
+        job.tell(Event("attack", step.name, min(first + job.batch, len(queue)), len(queue), robust))
+    for side, track in (("engine", job.ledger.engine), ("source", job.ledger.source)):
+        if track is not None:
+            report[side][step.name] = _yield(step, track, calls[side], seconds)
+
+
+def _chunk(job: Job, step: Step, index: NDArray[np.int64], seed: int) -> dict[str, NDArray[Any]]:
+    """Attack and judge one chunk: every image is judged on both sides (the common pool)."""
+    begun = time.perf_counter()
+    x, y = job.tensors(index)
+    found = step.attack.perturb(job.models[step.against], x, y, job.threat, seed=seed)
+    x_adv = found.x_adv.cpu().numpy()
+    calls = {"engine": len(index), "source": len(index) if job.source else 0}
+    calls["source" if step.against == "source" else "engine"] += found.forwards
+    on_engine = job.engine.judge(x_adv, job.y[index])
+    on_source = None
+    if job.source is not None:
+        pool = x_adv
+        if step.level == "baseline":  # the same draws, the worst of them as the source sees it
+            drawn = step.attack.perturb(job.models["source"], x, y, job.threat, seed=seed)
+            pool, calls["source"] = drawn.x_adv.cpu().numpy(), calls["source"] + drawn.forwards
+        on_source = job.source.judge(pool, job.y[index])
+    piece: dict[str, NDArray[Any]] = {
+        "index": index,
+        "x_adv": x_adv.astype(np.float32),
+        "engine_prediction": on_engine.prediction,
+        "engine_margin": on_engine.margin,
+        "calls_engine": np.asarray(calls["engine"]),
+        "calls_source": np.asarray(calls["source"]),
+        "seconds": np.asarray(time.perf_counter() - begun),
+    }
+    if on_source is not None:
+        piece |= {"source_prediction": on_source.prediction, "source_margin": on_source.margin}
+    return piece
+
+
+def _enter(job: Job, step: Step, piece: dict[str, NDArray[Any]]) -> None:
+    engine = Judged(piece["engine_prediction"], piece["engine_margin"])
+    source = Judged(piece["source_prediction"], piece["source_margin"]) if "source_margin" in piece else None
+    job.ledger.add(step.name, piece["index"], piece["x_adv"], engine, source)
+
+
+def _yield(step: Step, track: Track, calls: int, seconds: float) -> AttackResult:
+    n, left = len(track.clean.margin), int(track.robust().sum())
+    low, high = wilson(left, n)
+    queue = track.tried(step.name)
+    broken = int((queue & track.clean.robust & ~track.attacks[step.name].robust).sum())
+    return AttackResult(
+        level=step.level,
+        robust_accuracy=left / n,
+        low=low,
+        high=high,
+        forward_calls=calls,
+        seconds=seconds,
+        images=int(queue.sum()),
+        broken=broken,
+    )

@@ -1,0 +1,38 @@
+"""From records to the figures of the result."""
+
+from __future__ import annotations
+
+from robustkd.auditing.ledger import Flags, Ledger, Track
+from robustkd.auditing.verdict import Counts, Pair
+from robustkd.result import AttackResult, Interval
+from robustkd.result import Side as SideResult
+from robustkd.stats import wilson
+
+
+def counts_of(ledger: Ledger, *, white_box: bool) -> Counts:
+    """What the verdict reads; `white_box` says whether an attack with gradients ran."""
+    engine, source = ledger.engine, ledger.source
+    clean, robust = engine.clean.robust, engine.robust()
+    n = len(clean)
+    pairs: dict[str, Pair | None] = {"clean_pair": None, "robust_pair": None}
+    if source is not None:
+        pairs = {
+            "clean_pair": _pair(source.clean.robust, clean),
+            "robust_pair": _pair(source.robust(), robust),
+        }
+    return Counts(n, int(clean.sum()), int(robust.sum()), **pairs, white_box=white_box)
+
+
+def _pair(source: Flags, engine: Flags) -> Pair:
+    return Pair(int((source & ~engine).sum()), int((engine & ~source).sum()))
+
+
+def side_of(track: Track, attacks: dict[str, AttackResult]) -> SideResult:
+    """One side of the result with Wilson intervals."""
+    return SideResult(clean_accuracy=_interval(track.clean.robust), robust_accuracy=_interval(track.robust()), attacks=attacks)
+
+
+def _interval(flags: Flags) -> Interval:
+    k, n = int(flags.sum()), len(flags)
+    low, high = wilson(k, n)
+    return Interval(estimate=k / n, low=low, high=high)
