@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -94,7 +95,7 @@ class Ledger:
 
 def distances(x_adv: Images, x: Images, norm: str) -> NDArray[np.float64]:
     """The linf or l2 distance of each image from its original, in float64."""
-    delta = (x_adv.astype(np.float64) - x.astype(np.float64)).reshape(len(x), -1)
+    delta = (x_adv.astype(np.float64) - x.astype(np.float64)).reshape(len(x), math.prod(x.shape[1:]))
     if norm == "linf":
         furthest: NDArray[np.float64] = np.abs(delta).max(axis=1, initial=0.0)
         return furthest

@@ -133,9 +133,16 @@ def _decide_drop(pair: Pair, n: int, tolerance: float) -> str:
     wanted = needed_n(discordance, drop, tolerance, fail=drop > tolerance)
     if wanted is None:
         return "no number of images decides a drop that lies on the bound"
-    if wanted * discordance < 20:  # the formula is short where few images disagree
-        wanted = math.ceil(1.2 * wanted)
-    return f"about {max(wanted, n + 1)} images would probably decide, this audit has {n}"
+    wanted = max(wanted, n + 1)
+    while not _decides(pair, n, wanted, tolerance):  # the formula is short where few images disagree
+        wanted = math.ceil(1.05 * wanted)
+    return f"about {wanted} images would probably decide, this audit has {n}"
+
+
+def _decides(pair: Pair, n: int, wanted: int, tolerance: float) -> bool:
+    """Whether the same shares of so many images would lie on one side of the tolerance."""
+    low, high = tango(round(pair.b * wanted / n), round(pair.c * wanted / n), wanted)
+    return high <= tolerance or low > tolerance or wanted > 10**8
 
 
 def _floor(what: str, k: int, n: int, floor: float, *, shown: bool) -> Bound:

@@ -216,6 +216,14 @@ def test_cheating_engines_never_pass(cheat, parent, data):
         assert result.verdict.status in ("fail", "invalid")
 
 
+def test_an_honest_quantised_engine_fires_no_block(data):
+    """Coarse logits, ties and plateaus: the surrogate keeps its strength."""
+    engine = TorchEngine(Quadrants(), answer=lambda net, x: (net(x) * 8).round() / 8)
+    result, _ = go(engine, data, source=Quadrants())
+    assert not statuses(result, "block"), result.checks
+    assert abs(result.difference.robust.estimate) < 0.05
+
+
 class Rounded(Quadrants):
     def forward(self, x):
         return super().forward((x * 7).round() / 7)

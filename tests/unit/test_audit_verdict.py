@@ -37,6 +37,16 @@ def test_the_larger_run_of_the_note():
     assert [c.name for c in checks] == ["bound: clean drop", "bound: robust drop"]
 
 
+@pytest.mark.parametrize(("b", "c", "n", "tolerance"), [(1, 0, 48, 8), (3, 2, 1000, 0.4), (12, 3, 400, 1), (0, 0, 200, 1)])
+def test_the_n_asked_for_decides_at_the_same_shares(b, c, n, tolerance):
+    _, verdict = judge(counts(b, c, n), AuditConfig(tolerance=tolerance), [])
+    assert verdict.status == "inconclusive"
+    wanted = int(verdict.reasons[-1].split("about ")[1].split()[0])
+    assert wanted > n
+    table = Counts(wanted, 0, 0, clean_pair=Pair(0, 0), robust_pair=Pair(round(b * wanted / n), round(c * wanted / n)))
+    assert judge(table, AuditConfig(tolerance=tolerance), [])[1].status in ("pass", "fail")
+
+
 def test_both_drops_must_stay_within_tolerance():
     assert status(counts(0, 0, 300), FREE, []) == "pass"
     assert status(counts(0, 0, 200), FREE, []) == "inconclusive"
