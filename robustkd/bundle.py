@@ -101,7 +101,9 @@ class Bundle:
                 fix="make the bundle again",
             ) from error
         if kind is not None and manifest.kind != kind:
-            raise ArtifactError(f"this bundle is of kind {manifest.kind}, not {kind}", where=str(path))
+            raise ArtifactError(
+                f"this bundle is of kind {manifest.kind}, not {kind}", where=str(path), fix=f"name a bundle of kind {kind}"
+            )
         bundle = cls(path, manifest)
         if check:
             bundle.verify()
@@ -160,7 +162,7 @@ class Bundle:
         for name in self.manifest.files:
             if name.endswith(suffix):
                 return self.path / name
-        raise ArtifactError(f"the bundle holds no {suffix} file", where=str(self.path))
+        raise ArtifactError(f"the bundle holds no {suffix} file", where=str(self.path), fix="make the bundle again")
 
 
 def newest_checkpoint(runs: Path) -> Path:

@@ -75,9 +75,11 @@ def _checkpoint(bundle: Bundle) -> Subject:
     from robustkd.engines.pytorch import PytorchEngine
     from robustkd.models._files import load_net
 
-    net, info, file = load_net(bundle), bundle.manifest.model, bundle.file(".safetensors")
+    net, info, file = load_net(bundle), bundle.manifest.model, bundle.file("model.safetensors")
     if info is None:
-        raise ArtifactError("the manifest does not say what the model is", where=str(bundle.path))
+        raise ArtifactError(
+            "the manifest does not say what the model is", where=str(bundle.path), fix="distill it again with this version"
+        )
     engine = PytorchEngine(net, input_shape=info.input_shape, classes=len(info.classes))
     return Subject(engine, ArtifactFacts(str(file), sha256(file)), bundle, net, bundle.path / "audit")
 
@@ -99,7 +101,7 @@ def find_source(subject: Subject, given: Path | None, say: Callable[[str], None]
         if found is None:
             return None
         bundle = found
-    file = bundle.file(".safetensors")
+    file = bundle.file("model.safetensors")
     return SourceModel(load_net(bundle), str(file), sha256(file))
 
 

@@ -27,7 +27,9 @@ def open_dataset(spec: str | dict[str, Any], root: Path | None = None) -> Datase
         config: DatasetConfig = entry.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"dataset.{'.'.join(map(str, first['loc']))}: {first['msg']}", where=str(spec)) from error
+        raise ConfigError(
+            f"dataset.{'.'.join(map(str, first['loc']))}: {first['msg']}", where=str(spec), fix="see `robustkd list datasets`"
+        ) from error
     return config
 
 
@@ -35,10 +37,10 @@ def _values(spec: str) -> dict[str, Any]:
     path = Path(spec).expanduser()
     if path.suffix == ".npz":
         if not path.is_file():
-            raise ArtifactError("there is no such .npz file", where=spec)
+            raise ArtifactError("there is no such .npz file", where=spec, fix="check the path")
         return {"name": "npz", "train": [str(path.resolve())], "test": [str(path.resolve())]}
     if path.is_dir() and spec not in Shelf("datasets").names():
         return {"name": "folder", "path": str(path.resolve())}
     if path.parent != Path():
-        raise ArtifactError("there is no such folder or .npz file", where=spec)
+        raise ArtifactError("there is no such folder or .npz file", where=spec, fix="check the path, or name a data set")
     return {"name": spec}

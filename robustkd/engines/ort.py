@@ -129,7 +129,11 @@ class OrtEngine:
             part = x[start : start + self._chunk]
             rows = self._run(self._filled(part))[: len(part)]
             if rows.shape != (len(part), self.info.classes):
-                raise NumericsError(f"{len(part)} images gave logits of shape {rows.shape}", where=str(self._path))
+                raise NumericsError(
+                    f"{len(part)} images gave logits of shape {rows.shape}",
+                    where=str(self._path),
+                    fix="export a graph of one (N, classes) output",
+                )
             out[start : start + len(part)] = rows
         return out
 

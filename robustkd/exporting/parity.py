@@ -56,11 +56,13 @@ def compare(
         NumericsError: there are no images, or the two return different numbers of logits.
     """
     if not len(images):
-        raise NumericsError("parity needs at least one image", where="images")
+        raise NumericsError("parity needs at least one image", where="images", fix="give test images of the data set")
     want, got = reference.logits(images), candidate.logits(images)
     if want.shape != got.shape:
         raise NumericsError(
-            f"the source returns logits of shape {want.shape}, the export {got.shape}", where=candidate.info.runtime
+            f"the source returns logits of shape {want.shape}, the export {got.shape}",
+            where=candidate.info.runtime,
+            fix="export the checkpoint again",
         )
     sizes = sorted({min(b, len(images)) for b in batches} | {len(images)})
     differences = np.abs(_doubles(got) - _doubles(want))

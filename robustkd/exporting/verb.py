@@ -91,7 +91,11 @@ def parity_images(checkpoint: Bundle, data: Path | None = None, n: int = PARITY_
     manifest = checkpoint.manifest
     spec = manifest.recipe.get("dataset")
     if spec is None:
-        raise ArtifactError("the manifest does not say what the model was trained on", where=str(checkpoint.path))
+        raise ArtifactError(
+            "the manifest does not say what the model was trained on",
+            where=str(checkpoint.path),
+            fix="distill it again with this version",
+        )
     images = open_dataset(spec, data).load("test")
     if images.note:
         _log.warning("%s", images.note)

@@ -25,7 +25,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
     try:
         return load(file.read_bytes())
     except OSError as error:
-        raise ArtifactError(f"cannot read {file.name}: {error.strerror}", where=str(file)) from error
+        raise ArtifactError(f"cannot read {file.name}: {error.strerror}", where=str(file), fix="check the path") from error
     except SafetensorError as error:
         raise ArtifactError(
             f"{file.name} is not a whole .safetensors file: {error}",
@@ -67,7 +67,9 @@ def load_net(bundle: Bundle) -> nn.Module:
     """
     info, student = bundle.manifest.model, bundle.manifest.recipe.get("student")
     if info is None or not isinstance(student, dict):
-        raise ArtifactError("the manifest does not say what the model is", where=str(bundle.path))
+        raise ArtifactError(
+            "the manifest does not say what the model is", where=str(bundle.path), fix="distill it again with this version"
+        )
     config: ModelConfig = Shelf("models").get(student.get("name", "")).model_validate(student)
     net = config.build(channels=info.input_shape[0], classes=len(info.classes))
     file = bundle.file("model.safetensors")

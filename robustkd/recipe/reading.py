@@ -59,7 +59,9 @@ def read_yaml(path: Path) -> Source:
     except _NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{path}{line}") from error
+        raise ConfigError(
+            f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{path}{line}", fix="mend this line"
+        ) from error
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError("the file holds no mapping", where=str(path), fix="write `key: value` lines")
     source = Source(values)
@@ -86,6 +88,7 @@ def _mark(node: yaml.Node, key: Key, path: Path, origins: dict[Key, str]) -> Non
                 raise ConfigError(
                     f"{'.'.join(map(str, inner))} is given twice",
                     where=f"{path}, line {name.start_mark.line + 1}",
+                    fix="keep one of the two",
                 )
             origins[inner] = f"{path}, line {name.start_mark.line + 1}"
             _mark(child, inner, path, origins)
@@ -115,7 +118,9 @@ def read(kind: Kind, name: str) -> Source:
         if not isinstance(parent, str):
             raise ConfigError("extends names one parent", where=source.where(("extends",)), fix="extends: _cifar10")
         if len(chain) > MAX_LEVELS:
-            raise ConfigError("extends goes deeper than two levels", where=source.where(("extends",)))
+            raise ConfigError(
+                "extends goes deeper than two levels", where=source.where(("extends",)), fix="extend a higher parent"
+            )
         path = find(kind, parent, beside=path.parent)
     merged = Source()
     for source in reversed(sources):
@@ -158,7 +163,7 @@ def override(source: Source, settings: Iterable[str]) -> Source:
         try:
             value = yaml.safe_load(text)
         except _NOT_YAML as error:
-            raise ConfigError(f"{text!r} is not YAML", where=f"--set {setting}") from error
+            raise ConfigError(f"{text!r} is not YAML", where=f"--set {setting}", fix="quote the value") from error
         keys = dotted.split(".")
         nested: Any = value
         for part in reversed(keys):

@@ -21,12 +21,12 @@ class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A part of a recipe: frozen, unknown keys refused."""
 
 
-class UnknownName(ValueError):
-    """A shelf has no entry of this name; carries the sentence that mends it."""
+class Refused(ValueError):
+    """A value that cannot be; carries the sentence that mends it."""
 
-    def __init__(self, error: ConfigError) -> None:
-        super().__init__(error.what)
-        self.fix = error.fix
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.fix = fix
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class OnShelf:
         try:
             entry = Shelf(self.shelf).get(value["name"])
         except ConfigError as error:
-            raise UnknownName(error) from error
+            raise Refused(error.what, error.fix) from error
         config = entry.Config if self.shelf == "methods" else entry
         return config.model_validate(value)
 
@@ -136,6 +136,9 @@ class Recipe(Section, frozen=True):
     def _roles(self) -> Recipe:
         wanted, given = sorted(self.method_class().roles), sorted(t.role for t in self.teachers)
         if wanted != given:
-            need = " and ".join(wanted) or "no"
-            raise ValueError(f"{self.method.name} wants {need} teacher(s), the recipe gives {', '.join(given) or 'none'}")
+            need, name = " and ".join(wanted) or "no", self.method.name
+            mend = ", ".join(f"{{role: {role}, id: NAME}}" for role in wanted)
+            raise Refused(
+                f"{name} wants {need} teacher(s), the recipe gives {', '.join(given) or 'none'}", f"teachers: [{mend}]"
+            )
         return self

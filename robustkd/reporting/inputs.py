@@ -173,7 +173,11 @@ def _metrics(above: list[Bundle]) -> tuple[dict[str, Any], ...]:
 def _lines(file: Path, digest: str) -> tuple[dict[str, Any], ...]:
     try:
         if sha256(file) != digest:
-            raise ArtifactError("metrics.jsonl is not the file the manifest describes: its digest differs", where=str(file))
+            raise ArtifactError(
+                "metrics.jsonl is not the file the manifest describes: its digest differs",
+                where=str(file),
+                fix="copy the run again",
+            )
         lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise ArtifactError("metrics.jsonl cannot be read", where=str(file), fix=str(error)) from error

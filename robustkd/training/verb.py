@@ -119,7 +119,9 @@ def _open_work(work: Path, recipe: Recipe, resume: bool) -> Path:
     try:
         before = json.loads(told.read_bytes())
     except ValueError as error:
-        raise ArtifactError(f"recipe.json is damaged: {error}", where=str(told)) from error
+        raise ArtifactError(
+            f"recipe.json is damaged: {error}", where=str(told), fix="start again in another --output"
+        ) from error
     if changed := difference(before, asked):
         raise ArtifactError(
             f"the unfinished run has another recipe: {changed}",
