@@ -119,7 +119,8 @@ def _bounds(counts: Counts, config: AuditConfig) -> list[Bound]:
 def _drop_bound(what: str, pair: Pair, n: int, tolerance: float) -> Bound:
     drop = _drop(pair, n)
     outcome: Outcome = "ok" if drop.high <= tolerance else "fail" if drop.low > tolerance else "open"
-    seen = f"{what} accuracy drops by {_points(drop.estimate)} (one-sided 95 % limits {100 * drop.low:.2f} and {100 * drop.high:.2f})"
+    limits = f"one-sided 95 % limits {100 * drop.low:.2f} and {100 * drop.high:.2f}"
+    seen = f"{what} accuracy drops by {_points(drop.estimate)} ({limits})"
     reason = {
         "ok": f"{seen}, within {_points(tolerance)}",
         "fail": f"{seen}, more than {_points(tolerance)}",
