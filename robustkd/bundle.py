@@ -234,6 +234,8 @@ def _seal(digest: str) -> bytes:
 
 def _move(work: Path, path: Path) -> None:
     try:
+        for file in work.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)  # some writers keep their files to themselves
         work.chmod(0o755)
         work.replace(path)  # takes the place of an empty folder, and of nothing else
     except OSError as error:
