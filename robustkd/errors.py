@@ -11,6 +11,8 @@ class RobustKDError(Exception):
     """Something the user can mend: what is wrong, where, and how to mend it."""
 
     exit_code: ClassVar[int] = 1
+    quiet: bool = False
+    """Whether another process of the same run says it."""
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(what)

@@ -68,6 +68,8 @@ def report(error: Exception, argv: list[str], *, debug: bool) -> int:
     if debug:
         _say("".join(traceback.format_exception(error)).rstrip())
     known = explain(error)
+    if known is not None and getattr(error, "quiet", False):
+        return code_of(known)
     if isinstance(known, Interrupted) and not known.fix:
         known = Interrupted(known.signum, resume=resume_command(argv))
     if known is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robustkd.cli._print import Json, emit, say
+from robustkd.cli._print import Json, emit, processes, say
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", metavar="R", help="A shipped recipe, or a path to your own YAML.")]
 Settings = Annotated[
@@ -42,10 +42,14 @@ def distill(
 
     resolved = api.load_recipe(recipe, collect(settings, data, threads))
     folder = output or api.run_folder(resolved.name, resume=resume)
-    api.warn_eps(resolved.threat.eps, say)
-    say(f"writing to {folder}")
+    main = processes()[0] == 0  # the others work, and leave the talking to it
+    if main:
+        api.warn_eps(resolved.threat.eps, say)
+        say(f"writing to {folder}")
     with Training(f"{resolved.method.name} {resolved.student.name}") as progress:
         made = api.distill(resolved, folder, resume=resume, listen=progress)
+    if not main:
+        return
     facts = made.manifest.model_dump()
     if json:
         emit({"checkpoint": str(made.path), "selected": facts["selected"], "seconds": facts["training"]["seconds"]})

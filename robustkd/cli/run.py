@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustkd.cli._print import Json, emit, say
+from robustkd.cli._print import Json, emit, processes, say
 from robustkd.cli.distill import Data, Output, RecipeName, Settings, Threads, collect
 
 if TYPE_CHECKING:
@@ -28,8 +28,15 @@ def run(
     """
     from robustkd import api
     from robustkd.cli._progress import Training
+    from robustkd.errors import ConfigError
     from robustkd.result import EXIT
 
+    if processes()[1] > 1:
+        raise ConfigError(
+            "the chain runs in one process; only its training is shared among several",
+            where="WORLD_SIZE",
+            fix="launch `robustkd distill` over the processes, then export and audit its checkpoint",
+        )
     resolved = api.load_recipe(recipe, collect(settings, data, threads))
     folder = output or api.run_folder(resolved.name, resume=resume)
     api.warn_eps(resolved.threat.eps, say)

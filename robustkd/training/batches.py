@@ -56,6 +56,8 @@ class Batches:
         order = self._order(epoch)
         for step in range(first, self.steps):
             rows = order[step * self.train.batch_size : (step + 1) * self.train.batch_size]
+            # ranks get equally many, for their gradients count the same: a batch that does not divide repeats its first
+            rows = np.resize(rows, -(-len(rows) // self.place.world) * self.place.world)
             mine = rows[self.place.rank :: self.place.world]
             index = torch.from_numpy(mine).to(self.place.device)
             rng = generator(self.seed, epoch, step, self.place.rank, AUGMENT, device=self.place.device)

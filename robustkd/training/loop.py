@@ -18,33 +18,20 @@ from torch import Tensor, nn
 
 from robustkd.ascent import ascend, attacking
 from robustkd.datasets._base import ImageSet
-from robustkd.errors import NumericsError, RequirementError
+from robustkd.errors import NumericsError
 from robustkd.methods._base import Batch, Clock, Method, Nets, Terms
 from robustkd.models._files import portable
 from robustkd.recipe.schema import Recipe
-from robustkd.signals import check, received
 from robustkd.training import checkpoint
-from robustkd.training.batches import ATTACK, Batches, Place
+from robustkd.training.batches import ATTACK, Batches
 from robustkd.training.evaluate import Accuracy, evaluate
 from robustkd.training.log import Log
 from robustkd.training.schedule import rate
 from robustkd.training.seeds import generator, seed_of
+from robustkd.training.team import Team
 
 Listen = Callable[[dict[str, Any]], None]
 LOG_EVERY = 10
-
-
-def accelerator_for(recipe: Recipe) -> Any:
-    """Accelerate without its mixed precision, which would reach into the attack."""
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-    except ImportError as error:
-        raise RequirementError("training needs Accelerate", where=str(error), fix="pip install 'robustkd[train]'") from error
-    if recipe.train.device == "cuda" and not torch.cuda.is_available():
-        raise RequirementError("no CUDA device is available", where="train.device", fix="--set train.device=auto")
-    # several torch releases refuse two batch-norm forwards before one backward when buffers are broadcast
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision="no", cpu=recipe.train.device == "cpu", kwargs_handlers=[ddp])
 
 
 class Loop:
@@ -57,12 +44,11 @@ class Loop:
         train: ImageSet,
         held: ImageSet,
         teachers: dict[Any, nn.Module],
-        accelerator: Any,
+        team: Team,
         folder: Path,
     ) -> None:
-        self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
-        device: torch.device = accelerator.device
-        self.place = Place(accelerator.process_index, accelerator.num_processes, device)
+        self.recipe, self.folder, self.team, self.place = recipe, folder, team, team.place
+        device = self.place.device
         torch.manual_seed(seed_of(recipe.seed) % 2**63)
         channels, classes = train.shape[0], len(train.classes)
         net = recipe.student.build(channels=channels, classes=classes)
@@ -75,7 +61,7 @@ class Loop:
             nesterov=knobs.nesterov,
             weight_decay=knobs.weight_decay,
         )
-        self.wrapped = accelerator.prepare(self.student) if self.place.world > 1 else self.student
+        self.wrapped = self.student
         self.method: Method[Any, Any] = recipe.method_class()(recipe.method, classes=classes)
         self.teachers, self.held = teachers, held
         self.batches = Batches(train, knobs, seed=recipe.seed, place=self.place)
@@ -95,8 +81,9 @@ class Loop:
             NumericsError: the loss is not finite; the last good state stays.
             Interrupted: a signal asked for a stop.
         """
-        board = self.folder / "tensorboard" if self.recipe.train.tensorboard else None
-        log_file = self.folder / "metrics.jsonl"
+        self.wrapped = self.team.wrap(self.student)
+        board = self.folder / "tensorboard" if self.recipe.train.tensorboard and self.team.main else None
+        log_file = self.folder / "metrics.jsonl" if self.team.main else None
         with Log(log_file, tensorboard=board, keep=self.progress.metrics_bytes) as log:
             began = time.perf_counter() - self.progress.seconds
             while self.progress.epoch < self.recipe.train.epochs:
@@ -113,9 +100,11 @@ class Loop:
             if report:
                 log.write(clock.step, values)
             listen({"event": "step", "clock": clock, "steps": self.batches.steps, **values})
-            if (step + 1) % knobs.save_every == 0 or received():
+            # every process has to know of a signal before one stops: asking costs a wait, so a team asks now and then
+            stop = (report or self.team.alone) and self.team.asked_to_stop()
+            if (step + 1) % knobs.save_every == 0 or stop:
                 self._save(log)
-                check()
+                self.team.check()
         last_epoch = epoch + 1 == knobs.epochs
         if len(self.held) and (last_epoch or (epoch + 1) % knobs.select_every == 0):
             accuracy = self._select()
@@ -125,7 +114,7 @@ class Loop:
         self.progress.epoch, self.progress.step = epoch + 1, 0
         self.progress.seconds = time.perf_counter() - began
         self._save(log)
-        check()
+        self.team.check()
 
     def _step(self, x: Tensor, y: Tensor, clock: Clock, report: bool) -> dict[str, Any]:
         """One optimiser step; the numbers to log (loss terms only when `report`, to spare a GPU the wait)."""
@@ -138,14 +127,14 @@ class Loop:
         nets = Nets(self.wrapped, self.teachers)
         with self._autocast():
             loss, terms = self.method.loss(nets, Batch(x, y, x_adv), self.state, clock)
+        terms = self.team.mean({"loss": loss.detach(), **terms})
         if self.place.device.type == "cpu" or report:
-            self._finite(loss.detach(), terms, clock)
+            self._finite(terms, clock)
         self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
+        self.team.backward(loss)
         if (limit := self.recipe.train.grad_clip) is not None:
             nn.utils.clip_grad_norm_(self.student.parameters(), limit)
         self.optimizer.step()
-        terms = self._mean_over_ranks({"loss": loss.detach(), **terms})
         self.state = self.method.advance(self.state, terms, clock)
         if not report:
             return {"epoch": clock.epoch}
@@ -185,21 +174,17 @@ class Loop:
             group["lr"] = lr
         return lr
 
-    def _finite(self, loss: Tensor, terms: Terms, clock: Clock) -> None:
-        if math.isfinite(float(loss)):
+    def _finite(self, terms: Terms, clock: Clock) -> None:
+        if math.isfinite(float(terms["loss"])):
             return
-        first = next((name for name, value in terms.items() if not math.isfinite(float(value))), "loss")
-        raise NumericsError(
-            f"training diverged: {first} is {float(terms.get(first, loss))} in step {clock.step} (epoch {clock.epoch})",
+        broken = [name for name, value in terms.items() if not math.isfinite(float(value))]
+        first = next((name for name in broken if name != "loss"), "loss")  # the term says more than their sum
+        error = NumericsError(
+            f"training diverged: {first} is {float(terms[first])} in step {clock.step} (epoch {clock.epoch})",
             where=f"method {self.recipe.method.name}",
             fix=f"lower train.lr (it is {self.recipe.train.lr:g}); the last good state is in {self.folder}",
         )
-
-    def _mean_over_ranks(self, terms: Terms) -> Terms:
-        if self.place.world == 1:
-            return terms
-        reduced: Terms = self.accelerator.reduce(terms, reduction="mean")
-        return reduced
+        raise self.team.everywhere(error)
 
     def _now(self, exact: bool) -> float:
         if exact and self.place.device.type == "cuda":
@@ -208,12 +193,10 @@ class Loop:
 
     def _select(self) -> Accuracy:
         """Measure on the held-out images, and keep the student if it is the best so far."""
-        if self.place.world > 1:
-            for buffer in self.student.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.accelerator.reduce(buffer, reduction="mean"))
+        self.team.average_statistics(self.student)
         threat, seed = self.recipe.threat, self.recipe.seed
-        accuracy = evaluate(self.student, self.held, threat, seed=seed, device=self.place.device)
+        with self.team.agreed():
+            accuracy = evaluate(self.student, self.held, threat, seed=seed, device=self.place.device)
         self.progress.last = asdict(accuracy) | {"epoch": self.progress.epoch}
         score = accuracy.score(self.recipe.train.select)
         if score > self.progress.best_score or not self.best:
@@ -222,7 +205,9 @@ class Loop:
         return accuracy
 
     def _save(self, log: Log) -> None:
-        self.progress.metrics_bytes = log.flush()
+        self.team.average_statistics(self.student)
         self.progress.method_state = self.method.save(self.state)
-        if self.accelerator.is_main_process:
-            checkpoint.save(self.folder / "state.safetensors", self.student, self.optimizer, self.best, self.progress)
+        with self.team.agreed():
+            self.progress.metrics_bytes = log.flush()
+            if self.team.main:
+                checkpoint.save(self.folder / "state.safetensors", self.student, self.optimizer, self.best, self.progress)

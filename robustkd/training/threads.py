@@ -15,10 +15,10 @@ def load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
-def choose(wanted: int | None) -> tuple[int, str]:
-    """The thread count, and a warning (or "") when the machine is busier than it has cores."""
+def choose(wanted: int | None, *, processes: int = 1) -> tuple[int, str]:
+    """The thread count of each process, and a warning (or "") when the machine is busier than it has cores."""
     available, busy = cores(), load()
-    idle = max(1, min(available, round(available - busy)))
+    idle = max(1, min(available, round(available - busy)) // processes)
     threads = wanted or idle
     if threads > idle:
         return (

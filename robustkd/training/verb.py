@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from robustkd.models._files import portable
 from robustkd.recipe.schema import Recipe
 from robustkd.training import threads
 from robustkd.training.batches import divide
-from robustkd.training.loop import Listen, Loop, accelerator_for
+from robustkd.training.loop import Listen, Loop
 from robustkd.training.teachers import load_teachers
+from robustkd.training.team import Team, join
 
 WORK = ".training"
 """The folder inside a run that holds its resumable state until the checkpoint is written."""
@@ -43,35 +44,41 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, listen: Liste
         NumericsError: training diverged.
         Interrupted: a signal asked for a stop; the state is saved.
     """
-    done = folder / "checkpoint"
-    with signals.graceful(), only_run(folder):
-        if done.exists():
-            if resume and _recipe_of(done) == recipe.model_dump(mode="json"):
-                return Bundle.open(done, kind="checkpoint")
-            raise ArtifactError("this run is finished", where=str(done), fix="choose another --output, or delete it")
-        work = _open_work(folder / WORK, recipe, resume)
-        warning = _set_threads(recipe, work, resume)
-        train = recipe.dataset.load("train")
-        for message in filter(None, (warning, train.note)):
-            listen({"event": "note", "message": message})
-        loop, origins = _prepare(recipe, train, work)
-        if resume and (work / "state.safetensors").is_file():
-            loop.resume()
-        listen(
-            {
-                "event": "start",
-                "epochs": recipe.train.epochs,
-                "steps": loop.batches.steps,
-                "progress": loop.progress,
-            }
-        )
-        loop.run(listen)
-        if not loop.accelerator.is_main_process:
-            loop.accelerator.wait_for_everyone()
+    with signals.graceful(), ExitStack() as held:
+        team = join(recipe.train.device)
+        folder = team.same(folder)
+        done, work = folder / "checkpoint", folder / WORK
+        with team.agreed():
+            if team.main:
+                held.enter_context(only_run(folder))
+                if not _finished(done, recipe, resume):
+                    _open_work(work, recipe, resume)
+        if team.same(done.exists()):
             return Bundle.open(done, kind="checkpoint")
-        made = _write(done, recipe, loop, train, origins)
-        loop.accelerator.wait_for_everyone()
-        return made
+        listen = listen if team.main else lambda event: None
+        with team.agreed():
+            warning = _set_threads(recipe, work, resume, team)
+            images = recipe.dataset.load("train")
+            for message in filter(None, (warning, images.note)):
+                listen({"event": "note", "message": message})
+            loop, origins = _prepare(recipe, images, work, team)
+            if resume and (work / "state.safetensors").is_file():
+                loop.resume()
+        listen({"event": "start", "epochs": recipe.train.epochs, "steps": loop.batches.steps, "progress": loop.progress})
+        loop.run(listen)
+        with team.agreed():
+            if team.main:
+                _write(done, recipe, loop, images, origins)
+        return Bundle.open(done, kind="checkpoint")
+
+
+def _finished(done: Path, recipe: Recipe, resume: bool) -> bool:
+    """Whether the bundle to resume is there already; another one in its place is an error."""
+    if not done.exists():
+        return False
+    if resume and Bundle.open(done, kind="checkpoint").manifest.recipe == recipe.model_dump(mode="json"):
+        return True
+    raise ArtifactError("this run is finished", where=str(done), fix="choose another --output, or delete it")
 
 
 @contextmanager
@@ -101,7 +108,7 @@ def only_run(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _open_work(work: Path, recipe: Recipe, resume: bool) -> Path:
+def _open_work(work: Path, recipe: Recipe, resume: bool) -> None:
     told = work / "recipe.json"
     asked = recipe.model_dump(mode="json")
     if not told.exists():
@@ -109,7 +116,7 @@ def _open_work(work: Path, recipe: Recipe, resume: bool) -> Path:
             raise ArtifactError("there is nothing to resume here", where=str(work.parent), fix="start without --resume")
         work.mkdir(parents=True, exist_ok=True)
         write_json(told, asked)
-        return work
+        return
     if not resume:
         raise ArtifactError(
             "an unfinished run is here",
@@ -128,7 +135,6 @@ def _open_work(work: Path, recipe: Recipe, resume: bool) -> Path:
             where=str(told),
             fix="resume with the same recipe and --set",
         )
-    return work
 
 
 def difference(before: Any, after: Any, key: str = "") -> str:
@@ -142,34 +148,30 @@ def difference(before: Any, after: Any, key: str = "") -> str:
     return "" if before == after else f"{key} was {before}, is {after}"
 
 
-def _recipe_of(checkpoint: Path) -> dict[str, Any]:
-    return Bundle.open(checkpoint, kind="checkpoint").manifest.recipe
-
-
-def _set_threads(recipe: Recipe, work: Path, resume: bool) -> str:
+def _set_threads(recipe: Recipe, work: Path, resume: bool, team: Team) -> str:
     """Set the CPU threads; a resumed run keeps its own, for another count rounds differently."""
     file = work / "threads"
     wanted = recipe.train.threads
     if wanted is None and resume and file.is_file():
         wanted = int(file.read_text())
-    count, warning = threads.choose(wanted)
+    count, warning = threads.choose(wanted, processes=team.here)
     torch.set_num_threads(count)
-    bundles.write_atomic(file, str(count).encode())
+    if team.main:
+        bundles.write_atomic(file, str(count).encode())
     return warning
 
 
-def _prepare(recipe: Recipe, images: ImageSet, work: Path) -> tuple[Loop, list[dict[str, str]]]:
-    accelerator = accelerator_for(recipe)
+def _prepare(recipe: Recipe, images: ImageSet, work: Path, team: Team) -> tuple[Loop, list[dict[str, str]]]:
     train, held = divide(images, recipe)
     if len(train) < 2:
         raise ConfigError("fewer than two training images are left", where="dataset", fix="lower dataset.holdout")
     channels, classes = train.shape[0], len(train.classes)
-    teachers, origins = load_teachers(recipe.teachers, channels=channels, classes=classes, device=accelerator.device)
-    loop = Loop(recipe, train=train, held=held, teachers=teachers, accelerator=accelerator, folder=work)
+    teachers, origins = load_teachers(recipe.teachers, channels=channels, classes=classes, device=team.place.device)
+    loop = Loop(recipe, train=train, held=held, teachers=teachers, team=team, folder=work)
     return loop, origins
 
 
-def _write(done: Path, recipe: Recipe, loop: Loop, train: ImageSet, origins: list[dict[str, str]]) -> Bundle:
+def _write(done: Path, recipe: Recipe, loop: Loop, train: ImageSet, origins: list[dict[str, str]]) -> None:
     """The bundle: the best student (the last where nothing was held out), the last one, and the metrics."""
     from safetensors.torch import save_file
 
@@ -185,6 +187,7 @@ def _write(done: Path, recipe: Recipe, loop: Loop, train: ImageSet, origins: lis
             "seconds": round(loop.progress.seconds, 1),
             "data_sha256": train.sha256,
             "threads": torch.get_num_threads(),
+            "processes": loop.place.world,
         },
         "hardware": {"device": _device_name(loop)},
     }
@@ -192,7 +195,6 @@ def _write(done: Path, recipe: Recipe, loop: Loop, train: ImageSet, origins: lis
         save_file(loop.best or last, work / "model.safetensors", metadata={"format": "pt"})
         save_file(last, work / "last.safetensors", metadata={"format": "pt"})
         (work / "metrics.jsonl").write_bytes((loop.folder / "metrics.jsonl").read_bytes())
-    return Bundle.open(done, kind="checkpoint")
 
 
 def _device_name(loop: Loop) -> str:
