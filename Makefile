@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.robustkd-installed
 FAST := not slow and not gpu and not trt
 
-.PHONY: help setup demo teacher test test-slow test-gpu lint check docs image clean
+.PHONY: help setup demo teacher test test-slow test-gpu lint check bench docs image clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,6 +42,9 @@ lint: setup  ## formatting, lint, types and the direction of imports
 	$(BIN)/lint-imports
 
 check: lint test  ## what CI asks for
+
+bench: setup  ## ratios against plain references, two minutes on idle cores; results in bench/results
+	$(BIN)/python -m bench --quick
 
 docs: setup  ## the documentation site, in site/
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[docs]'

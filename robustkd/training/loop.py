@@ -94,7 +94,7 @@ class Loop:
         for step, x, y in self.batches.epoch(epoch, first=self.progress.step):
             clock = Clock(epoch, knobs.epochs, epoch * self.batches.steps + step)
             report = step % LOG_EVERY == 0 or step + 1 == self.batches.steps
-            values = self._step(x, y, clock, report)
+            values = self.step(x, y, clock, report=report)
             self.progress.step = step + 1
             self.progress.seconds = time.perf_counter() - began
             if report:
@@ -116,7 +116,7 @@ class Loop:
         self._save(log)
         self.team.check()
 
-    def _step(self, x: Tensor, y: Tensor, clock: Clock, report: bool) -> dict[str, Any]:
+    def step(self, x: Tensor, y: Tensor, clock: Clock, *, report: bool) -> dict[str, Any]:
         """One optimiser step; the numbers to log (loss terms only when `report`, to spare a GPU the wait)."""
         x = x.contiguous(memory_format=torch.channels_last)
         began = self._now(report)

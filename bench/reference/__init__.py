@@ -1,0 +1,1 @@
+"""What we compare with: the plain way to write the same thing."""

@@ -1,0 +1,50 @@
+"""Interleaved timing: ours, reference, ours, reference, so that a machine that slows down slows both."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def interleave(case: str, ours: Callable[[], object], reference: Callable[[], object], *, pairs: int, warm: int = 1) -> Row:
+    """Time both in turns.
+
+    Args:
+        case: what is timed.
+        ours: one sample of ours.
+        reference: one sample of the reference.
+        pairs: how many samples of each.
+        warm: how many untimed samples of each come first.
+
+    Returns:
+        Medians in seconds, `ratio` = reference / ours (above 1: ours is faster), and the range over all samples;
+        `ratio_range` is over the pairs.
+    """
+    for _ in range(warm):
+        ours()
+        reference()
+    times = [(_seconds(ours), _seconds(reference)) for _ in range(pairs)]
+    mine, theirs = [a for a, _ in times], [b for _, b in times]
+    a, b = statistics.median(mine), statistics.median(theirs)
+    ratios = [theirs / mine for mine, theirs in times]
+    return {
+        "case": case,
+        "ratio": b / a,
+        "ours": a,
+        "reference": b,
+        "unit": "s",
+        "pairs": pairs,
+        "ratio_range": [min(ratios), max(ratios)],
+        "ours_range": [min(mine), max(mine)],
+        "reference_range": [min(theirs), max(theirs)],
+    }
+
+
+def _seconds(sample: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    sample()
+    return time.perf_counter() - began
