@@ -43,10 +43,10 @@ def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[np.int64], tuple[str, ..
         ArtifactError: the file is missing, damaged, or does not hold `x` and `y` as described.
     """
     try:
-        arrays = np.load(path, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array, not an .npz archive")
-        with arrays:
+        with path.open("rb") as stream:  # np.load leaves a damaged file that it opened itself open
+            arrays = np.load(stream, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array, not an .npz archive")
             held = dict(arrays)
     except _UNREADABLE as error:
         raise ArtifactError(f"cannot read {path.name}: {error}", where=str(path), fix="give an .npz with x and y") from error

@@ -189,7 +189,7 @@ def _adversarial(folder: Path) -> Adversarial | None:
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as data:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             images = Adversarial(
                 x=np.asarray(data["x"], np.float32),
                 x_adv=np.asarray(data["x_adv"], np.float32),
