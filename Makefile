@@ -27,7 +27,7 @@ teacher: setup  ## train the shipped teacher again (needs the full Fashion-MNIST
 	$(BIN)/robustkd distill --recipe teacher-fashion-mnist
 
 test: setup  ## the tests that need neither a GPU nor patience
-	$(BIN)/python -m pytest -m '$(FAST)'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m '$(FAST)'
 
 test-slow: setup  ## the tests that take minutes or need real data
 	$(BIN)/python -m pytest -m 'slow and not gpu and not trt'
