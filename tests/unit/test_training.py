@@ -247,3 +247,12 @@ def test_threads_follow_the_load(monkeypatch):
 
 def test_every_method_states_where_its_state_goes():
     assert Method.save(PgdAt.__new__(PgdAt), None) == {}
+
+
+def test_what_has_just_ended_does_not_count_as_load(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 6.0, 6.0))
+    ticks = iter([1000, 1000 + int(threads.GLANCE_S * os.sysconf("SC_CLK_TCK"))])
+    monkeypatch.setattr(threads, "_busy_ticks", lambda: next(ticks))
+    assert threads.load() == pytest.approx(1.0, abs=0.05)
+    monkeypatch.setattr(threads, "_busy_ticks", lambda: 0)
+    assert threads.load() == 6.0
