@@ -39,20 +39,29 @@ class Nets:
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean images x (N, C, H, W), labels y (N,), and the adversarial images found for them."""
+    """Clean images x (N, C, H, W), labels y (N,), and the adversarial images found for them.
+
+    `weights` (N,) are an add-on's, for the adversarial teacher terms; None where all images count the same.
+    """
 
     x: Tensor
     y: Tensor
     x_adv: Tensor
+    weights: Tensor | None = None
+
+    def weighted(self, per_image: Tensor) -> Tensor:
+        """A teacher's adversarial term (N,) with the weights of the images, if there are any."""
+        return per_image if self.weights is None else self.weights * per_image
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands: the 0-based epoch of `epochs`, and the 0-based global step."""
+    """Where training stands: the 0-based epoch of `epochs`, the 0-based global step, and lr over its base value."""
 
     epoch: int
     epochs: int
     step: int
+    lr_scale: float = 1.0
 
 
 C = TypeVar("C", bound=MethodConfig)
@@ -86,11 +95,22 @@ class Method(ABC, Generic[C, S]):
 
     @abstractmethod
     def loss(self, nets: Nets, batch: Batch, state: S, clock: Clock) -> tuple[Tensor, Terms]:
-        """The outer loss (a scalar) and its terms by name. The student's passes run in the paper's order."""
+        """The outer loss (a scalar, or parts that `weigh` joins) and its terms by name.
+
+        The student's passes run in the paper's order; `state` is that of the step before.
+        """
 
     def advance(self, state: S, terms: Terms, clock: Clock) -> S:
-        """The state after a step; `terms` are means over all ranks."""
+        """The state after this step's losses are known; `terms` are means over all ranks."""
         return state
+
+    def weigh(self, parts: Tensor, state: S) -> Tensor:
+        """The scalar to differentiate from what `loss` gave and what `advance` made of the state; linear in `parts`."""
+        return parts
+
+    def gauges(self, state: S) -> dict[str, float]:
+        """What of the state belongs in the log: loss weights, temperatures."""
+        return {}
 
     def save(self, state: S) -> dict[str, Any]:
         """The state as JSON, for the resumable state of a run."""

@@ -50,7 +50,7 @@ class Adaad(Method[AdaadConfig, None]):
         clean = batch.x.new_zeros(())
         if alpha < 1 or self.config.clean_bn_pass:
             clean = self._mean(kl(fixed(nets.robust, batch.x), nets.student(batch.x)))
-        adversarial = self._mean(kl(fixed(nets.robust, batch.x_adv), nets.student(batch.x_adv)))
+        adversarial = self._mean(batch.weighted(kl(fixed(nets.robust, batch.x_adv), nets.student(batch.x_adv))))
         loss = alpha * adversarial + (1 - alpha) * clean if alpha < 1 else adversarial
         return loss, terms(kl_adv=adversarial, kl_clean=clean)
 

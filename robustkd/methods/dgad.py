@@ -63,7 +63,7 @@ class Dgad(Method[DgadConfig, None]):
         # where() rather than a product with the mask: an infinite KL of an unused row must not become NaN
         rows = len(y)
         st = kl(clean_teacher, clean).where(wrong, 0.0).sum() / rows
-        at = kl(adv_teacher, adversarial).where(~wrong, 0.0).sum() / rows
+        at = batch.weighted(kl(adv_teacher, adversarial).where(~wrong, 0.0)).sum() / rows
         pcr = (full(adversarial).softmax(1) - full(clean).softmax(1)).square().mean()
         loss = config.kl_scale * (st + at) + config.beta * pcr
         return loss, terms(kl_clean=st, kl_adv=at, pcr=pcr, teacher_wrong=wrong.float().mean())

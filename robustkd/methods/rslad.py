@@ -45,7 +45,7 @@ class Rslad(Method[RsladConfig, None]):
     def loss(self, nets: Nets, batch: Batch, state: None, clock: Clock) -> tuple[Tensor, Terms]:
         """5/6 KL(T(x) || S(x')) + 1/6 KL(T(x) || S(x)); passes: adversarial, then clean."""
         target = fixed(nets.robust, batch.x)
-        adversarial = self._mean(kl(target, nets.student(batch.x_adv)))
+        adversarial = self._mean(batch.weighted(kl(target, nets.student(batch.x_adv))))
         clean = self._mean(kl(target, nets.student(batch.x)))
         weight = self.config.adversarial_weight
         return weight * adversarial + (1 - weight) * clean, terms(kl_adv=adversarial, kl_clean=clean)

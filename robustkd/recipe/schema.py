@@ -75,6 +75,7 @@ class InnerConfig(Section, frozen=True):
 
     steps: int = Field(10, ge=0)
     step_size: Pixels = Field(2 / 255, description="on the [0, 1] scale; 2/255")
+    eps: Pixels | None = Field(None, description="search radius in training; left out: the threat's")
     start: Start | None = Field(None, description="left out: the method's own")
     batch_norm: BatchNormMode | None = Field(None, description="student's mode in the attack; left out: the method's own")
 
@@ -131,6 +132,11 @@ class Recipe(Section, frozen=True):
         """The method's shelf entry."""
         entry: type[Method[Any, Any]] = Shelf("methods").get(self.method.name)
         return entry
+
+    def search_threat(self) -> ThreatModel:
+        """The ball training searches in: the threat's norm, with `inner.eps` where it is given."""
+        eps = self.threat.eps if self.inner.eps is None else self.inner.eps
+        return ThreatModel(norm=self.threat.norm, eps=eps)
 
     @model_validator(mode="after")
     def _roles(self) -> Recipe:

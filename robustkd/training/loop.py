@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,9 @@ class Loop:
         epoch, knobs = self.progress.epoch, self.recipe.train
         for step, x, y in self.batches.epoch(epoch, first=self.progress.step):
             clock = Clock(epoch, knobs.epochs, epoch * self.batches.steps + step)
-            report = step % LOG_EVERY == 0 or step + 1 == self.batches.steps
+            save = (step + 1) % knobs.save_every == 0
+            # a state to be saved was looked at before, so that it is never one that has diverged
+            report = step % LOG_EVERY == 0 or step + 1 == self.batches.steps or save
             values = self.step(x, y, clock, report=report)
             self.progress.step = step + 1
             self.progress.seconds = time.perf_counter() - began
@@ -102,7 +104,7 @@ class Loop:
             listen({"event": "step", "clock": clock, "steps": self.batches.steps, **values})
             # every process has to know of a signal before one stops: asking costs a wait, so a team asks now and then
             stop = (report or self.team.alone) and self.team.asked_to_stop()
-            if (step + 1) % knobs.save_every == 0 or stop:
+            if save or stop:
                 self._save(log)
                 self.team.check()
         last_epoch = epoch + 1 == knobs.epochs
@@ -124,18 +126,20 @@ class Loop:
         attacked = self._now(report)
         self.student.train()
         lr = self._set_rate(clock)
+        clock = replace(clock, lr_scale=lr / self.recipe.train.lr)
         nets = Nets(self.wrapped, self.teachers)
         with self._autocast():
-            loss, terms = self.method.loss(nets, Batch(x, y, x_adv), self.state, clock)
-        terms = self.team.mean({"loss": loss.detach(), **terms})
+            parts, terms = self.method.loss(nets, Batch(x, y, x_adv), self.state, clock)
+        terms = self.team.mean({"loss": parts.detach(), **terms})
+        self.state = self.method.advance(self.state, terms, clock)
+        terms["loss"] = self.method.weigh(terms["loss"], self.state)
         if self.place.device.type == "cpu" or report:
             self._finite(terms, clock)
         self.optimizer.zero_grad(set_to_none=True)
-        self.team.backward(loss)
+        self.team.backward(self.method.weigh(parts, self.state))
         if (limit := self.recipe.train.grad_clip) is not None:
             nn.utils.clip_grad_norm_(self.student.parameters(), limit)
         self.optimizer.step()
-        self.state = self.method.advance(self.state, terms, clock)
         if not report:
             return {"epoch": clock.epoch}
         ended = self._now(report)
@@ -144,6 +148,7 @@ class Loop:
             "epoch": clock.epoch,
             "lr": lr,
             **{name: float(value) for name, value in terms.items()},
+            **self.method.gauges(self.state),
             "images_per_s": len(x) * self.place.world / seconds,
             "inner_share": (attacked - began) / seconds,
         }
@@ -156,7 +161,7 @@ class Loop:
             return ascend(
                 method.inner(nets, x, y),
                 x,
-                threat=self.recipe.threat,
+                threat=self.recipe.search_threat(),
                 steps=inner.steps,
                 step_size=inner.step_size,
                 start=inner.start or method.start,

@@ -56,11 +56,12 @@ class Team:
         self._accelerator.backward(loss)
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Means of 0-dimensional tensors over all processes; not finite if one of them is not."""
+        """Means of small tensors over all processes; not finite if one of them is not."""
         if self.alone:
-            return values
-        stacked = torch.stack([value.float() for value in values.values()])
-        return dict(zip(values, self._accelerator.reduce(stacked, reduction="mean").unbind(), strict=True))
+            return dict(values)
+        flat = torch.cat([value.float().flatten() for value in values.values()])
+        parts = self._accelerator.reduce(flat, reduction="mean").split([value.numel() for value in values.values()])
+        return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}
 
     @torch.no_grad()
     def average_statistics(self, net: nn.Module) -> None:
