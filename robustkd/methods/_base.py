@@ -85,6 +85,11 @@ class Method(ABC, Generic[C, S]):
     def __init__(self, config: C, *, classes: int) -> None:
         self.config, self.classes = config, classes
 
+    @classmethod
+    def roles_for(cls, config: MethodConfig) -> tuple[Role, ...]:
+        """The teachers it wants with these knobs: `roles`, which are those of the default knobs, unless one changes them."""
+        return cls.roles
+
     def init(self) -> S | None:
         """The state before the first step."""
         return None

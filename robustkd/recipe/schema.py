@@ -140,7 +140,8 @@ class Recipe(Section, frozen=True):
 
     @model_validator(mode="after")
     def _roles(self) -> Recipe:
-        wanted, given = sorted(self.method_class().roles), sorted(t.role for t in self.teachers)
+        wanted = sorted(self.method_class().roles_for(self.method))
+        given = sorted(t.role for t in self.teachers)
         if wanted != given:
             need, name = " and ".join(wanted) or "no", self.method.name
             mend = ", ".join(f"{{role: {role}, id: NAME}}" for role in wanted)
