@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkd.catalog import Shelf
-from robustkd.methods._base import Clock, Method, MethodConfig, Nets
+from robustkd.methods._base import Batch, Clock, Method, MethodConfig, Nets, Terms
 
 CLOCK = Clock(epoch=0, epochs=1, step=0)
 
@@ -17,6 +17,16 @@ def make(name: str, *, classes: int = 10, **knobs: Any) -> Method[Any, Any]:
     """A method of the shelf with its default knobs, and those given."""
     entry: type[Method[MethodConfig, Any]] = Shelf("methods").get(name)
     return entry(entry.Config(**{"name": name, **knobs}), classes=classes)
+
+
+def outer(
+    method: Method[Any, Any], nets: Nets, batch: Batch, state: Any = None, clock: Clock = CLOCK
+) -> tuple[Tensor, Terms, Any]:
+    """One outer step as the loop takes it: the scalar to differentiate, the terms, and the state after it."""
+    state = method.init() if state is None else state
+    parts, found = method.loss(nets, batch, state, clock)
+    state = method.advance(state, {"loss": parts.detach(), **found}, clock)
+    return method.weigh(parts, state), found, state
 
 
 class Reader(nn.Module):

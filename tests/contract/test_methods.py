@@ -16,14 +16,24 @@ from robustkd.ascent import ascend, attacking
 from robustkd.catalog import Shelf
 from robustkd.methods._base import Batch, Method, Nets
 from robustkd.threat import ThreatModel
-from tests.nets import CLOCK, SmallNet, frozen, images, labels, make, picture, readers
+from tests.nets import SmallNet, frozen, images, labels, make, outer, picture, readers
 
 NAMES = Shelf("methods").names()
 THREAT = ThreatModel(eps=8 / 255)
 STEPS = 3
 
 #: passes of the student in one outer step, methods.md section 1.4: c = clean, a = adversarial
-PASSES = {"standard": "c", "pgd-at": "ac", "trades": "cac", "rslad": "ac", "adaad": "ca", "dgad": "ca"}
+PASSES = {
+    "standard": "c",
+    "pgd-at": "ac",
+    "trades": "cac",
+    "rslad": "ac",
+    "adaad": "ca",
+    "advfunmatch": "ca",
+    "dgad": "ca",
+    "mtard": "ac",
+    "b-mtard": "ac",
+}
 
 every = pytest.mark.parametrize("name", NAMES)
 adversarial = pytest.mark.parametrize("name", [n for n in NAMES if Shelf("methods").get(n).adversarial])
@@ -48,7 +58,8 @@ def attack(method: Method[Any, Any], nets: Nets, x: Tensor, y: Tensor, **setting
 
 def step(method: Method[Any, Any], nets: Nets, x: Tensor, y: Tensor, x_adv: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     nets.student.train()
-    return method.loss(nets, Batch(x, y, x_adv), method.init(), CLOCK)
+    loss, terms, _ = outer(method, nets, Batch(x, y, x_adv))
+    return loss, terms
 
 
 def parameter_gradient(loss: Tensor, net: nn.Module) -> Tensor:
@@ -263,7 +274,7 @@ def test_extreme_logits_give_finite_losses_and_gradients(name: str, classes: int
     values = method.inner(nets, x.detach(), y)(x_adv)
     (grad,) = torch.autograd.grad(values.sum(), x_adv)
     assert values.isfinite().all() and grad.isfinite().all()
-    loss, terms = method.loss(nets, Batch(x, y, x_adv), method.init(), CLOCK)
+    loss, terms, _ = outer(method, nets, Batch(x, y, x_adv))
     grads = [g for g in torch.autograd.grad(loss, (x, x_adv), allow_unused=True) if g is not None]
     assert loss.isfinite() and all(g.isfinite().all() for g in grads)
     assert all(term.isfinite() for term in terms.values())
@@ -275,8 +286,8 @@ def test_half_precision_logits_are_computed_in_float32(name: str) -> None:
     method = make(name)
     s, a, t, u = (torch.randn(6, 10, generator=rng(i)).bfloat16().float() for i in range(4))
     x, x_adv, y = picture(s, t).float(), picture(a, u).float(), labels()
-    full, _ = method.loss(readers(10), Batch(x, y, x_adv), method.init(), CLOCK)
-    half, _ = method.loss(readers(10), Batch(x.bfloat16(), y, x_adv.bfloat16()), method.init(), CLOCK)
+    full, *_ = outer(method, readers(10), Batch(x, y, x_adv))
+    half, *_ = outer(method, readers(10), Batch(x.bfloat16(), y, x_adv.bfloat16()))
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(full.item(), rel=1e-5)
 
@@ -296,6 +307,6 @@ def test_repeating_a_batch_leaves_the_loss_unchanged(name: str) -> None:
     method, x, y, x_adv = make(name), images(), labels(), images(seed=5)
     nets = nets_for(method)
     nets.student.eval()
-    once, _ = method.loss(nets, Batch(x, y, x_adv), method.init(), CLOCK)
-    twice, _ = method.loss(nets, Batch(x.repeat(2, 1, 1, 1), y.repeat(2), x_adv.repeat(2, 1, 1, 1)), method.init(), CLOCK)
+    once, *_ = outer(method, nets, Batch(x, y, x_adv))
+    twice, *_ = outer(method, nets, Batch(x.repeat(2, 1, 1, 1), y.repeat(2), x_adv.repeat(2, 1, 1, 1)))
     assert twice.item() == pytest.approx(once.item(), rel=1e-5)

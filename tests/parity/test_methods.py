@@ -11,8 +11,9 @@ import torch
 
 from robustkd.catalog import Shelf
 from robustkd.methods._base import Batch
-from tests.nets import CLOCK, make, picture, readers
+from tests.nets import CLOCK, make, outer, picture, readers
 from tests.parity import equations as eq
+from tests.parity import equations_two_teachers as two
 from tests.parity.equations import Array, Case, Inner, Labels, Outer
 
 TOLERANCE = 1e-6
@@ -85,6 +86,13 @@ OUTER: dict[str, tuple[str, dict[str, Any], Callable[[Case], Outer]]] = {
     "dgad": ("dgad", {}, eq.dgad),
     "dgad, MobileNetV2": ("dgad", {"beta": 10, "kl_scale": 0.5}, lambda c: eq.dgad(c, beta=10.0, kl_scale=0.5)),
     "dgad, beta 0": ("dgad", {"beta": 0}, lambda c: eq.dgad(c, beta=0.0)),
+    "advfunmatch": ("advfunmatch", {}, lambda c: eq.adaad(c, reduction="bmean")),
+    "advfunmatch, emean": ("advfunmatch", {"reduction": "emean"}, lambda c: eq.adaad(c, reduction="emean")),
+    "mtard": ("mtard", {}, two.mtard),
+    "mtard, CIFAR-100": ("mtard", {"scale": 10}, lambda c: two.mtard(c, scale=10.0)),
+    "mtard, as coded": ("mtard", {"variant": "code"}, lambda c: two.mtard(c, floor=1e-5)),
+    "b-mtard": ("b-mtard", {}, two.b_mtard),
+    "b-mtard, as coded": ("b-mtard", {"variant": "code"}, lambda c: two.b_mtard(c, floor=1e-5)),
 }
 INNER: dict[str, Callable[[Case], Inner]] = {
     "standard": eq.inner_label,
@@ -93,6 +101,9 @@ INNER: dict[str, Callable[[Case], Inner]] = {
     "rslad": eq.inner_rslad,
     "adaad": eq.inner_adaad,
     "dgad": eq.inner_adaad,
+    "advfunmatch": eq.inner_adaad,
+    "mtard": eq.inner_label,
+    "b-mtard": eq.inner_label,
 }
 
 
@@ -117,7 +128,7 @@ def test_outer_loss(name: str, knobs: dict[str, Any], equation: Callable[[Case],
     x = picture(case.s, case.t).requires_grad_(True)
     x_adv = picture(case.a, case.u).requires_grad_(True)
     method = make(name, classes=classes, **knobs)
-    loss, _ = method.loss(readers(classes), Batch(x, torch.as_tensor(case.y), x_adv), method.init(), CLOCK)
+    loss, *_ = outer(method, readers(classes), Batch(x, torch.as_tensor(case.y), x_adv))
     grads = torch.autograd.grad(loss, (x, x_adv), allow_unused=True)
     (clean, adversarial) = [torch.zeros_like(x) if g is None else g for g in grads]
 
