@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from robustkd.errors import ArtifactError, ConfigError, nearest
+from robustkd.errors import ArtifactError, ConfigError, RequirementError, nearest
 
 #: what `list` calls a shelf -> its folder in the package
 SHELVES = {
@@ -15,15 +16,19 @@ SHELVES = {
     "attacks": "attacks",
     "engines": "engines",
 }
+#: what the numbers of a method's cost are
+UNIT = "forward passes per training image in a 10-step attack; a gradient to the input counts 1 more, a full one 2 more"
 KINDS = ("methods", "recipes", "targets", "teachers", "students", "datasets", "attacks", "engines")
 
 
-def stock(kind: str) -> list[dict[str, str]]:
-    """Name and summary of everything of a kind.
+def stock(kind: str) -> list[dict[str, Any]]:
+    """Name and summary of everything of a kind, and of methods what they ask for.
 
     Raises:
         ConfigError: there is no such kind.
     """
+    if kind == "methods":
+        return _methods()
     if kind in SHELVES:
         return _entries(SHELVES[kind])
     if kind in ("recipes", "targets"):
@@ -36,7 +41,49 @@ def stock(kind: str) -> list[dict[str, str]]:
     raise ConfigError(f"there is nothing called {kind} to list", fix=nearest(kind, KINDS))
 
 
-def _entries(shelf: str) -> list[dict[str, str]]:
+def _methods() -> list[dict[str, Any]]:
+    from robustkd.catalog import Shelf
+
+    shelf = Shelf("methods")
+    return [{"name": name, **method_facts(name, shelf.get(name))} for name in shelf.names()]
+
+
+def method_facts(name: str, method: Any) -> dict[str, Any]:
+    """What a method asks for. `cost` is per training image, None where a package that it needs is missing."""
+    from robustkd.methods._cost import cost_of
+
+    try:
+        cost = asdict(cost_of(name))
+    except RequirementError:
+        cost = None
+    return {
+        "summary": _summary(method),
+        "teachers": list(method.roles),
+        "through_teacher": bool(method.through_teacher),
+        "cost": cost,
+        "paper": method.paper,
+    }
+
+
+def teachers_of(facts: dict[str, Any]) -> str:
+    """The roles of the teachers a method wants, for people."""
+    return " and ".join(facts["teachers"]) or "none"
+
+
+def through_of(facts: dict[str, Any]) -> str:
+    """Whether the attack's gradient goes through the teacher, for people."""
+    return ("yes" if facts["through_teacher"] else "no") if facts["teachers"] else "-"
+
+
+def cost_text(facts: dict[str, Any]) -> str:
+    """A method's cost, for people: `24 student + 22 robust`."""
+    cost = facts["cost"]
+    if cost is None:
+        return "unknown: a package is missing"
+    return " + ".join([f"{cost['student']} student", *(f"{n} {role}" for role, n in cost["teachers"].items())])
+
+
+def _entries(shelf: str) -> list[dict[str, Any]]:
     from robustkd.catalog import Shelf
 
     entries = Shelf(shelf)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +27,17 @@ def list(
     if json:
         emit({kind: rows})
         return
+    if kind == "methods":
+        _methods(rows)
+        return
     columns((row["name"], row["summary"]) for row in rows)
     if not rows:
         say(f"no {kind} in this installation")
+
+
+def _methods(rows: Sequence[dict[str, Any]]) -> None:
+    from robustkd.cli._stock import UNIT, cost_text, teachers_of, through_of
+
+    head = ("method", "teachers", "gradient through teacher", "relative cost", "paper")
+    columns([head, *((row["name"], teachers_of(row), through_of(row), cost_text(row), row["paper"]) for row in rows)])
+    say(f"relative cost: {UNIT}")

@@ -54,15 +54,19 @@ def _teacher(name: str, _: list[str]) -> str:
 
 def _method(name: str, _: list[str]) -> str:
     from robustkd.catalog import Shelf
+    from robustkd.cli._stock import UNIT, cost_text, method_facts, teachers_of, through_of
     from robustkd.resources import shipped
 
     method: Any = Shelf("methods").get(name)
+    facts = method_facts(name, method)
     users = [recipe for recipe in shipped("recipe") if _method_of(recipe) == name]
     lines = [
         f"{name}: {method.summary}",
         f"paper: {method.paper}",
         f"equation: {method.equation}",
-        f"teachers: {' and '.join(method.roles) or 'none'}",
+        f"teachers: {teachers_of(facts)}",
+        f"gradient through teacher: {through_of(facts)}",
+        f"relative cost: {cost_text(facts)} ({UNIT})",
         f"departures: {method.departures}",
         "knobs:",
         *(f"  {knob}" for knob in _knobs(method)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from robustkd.recipe.reading import read, validate
 from robustkd.recipe.schema import Recipe
 from robustkd.recipe.target import Target
 from robustkd.resources import shipped
-from tests.conftest import Outcome
+from tests.conftest import Outcome, environment
 
 Command = Callable[..., Outcome]
 KINDS = ("methods", "recipes", "targets", "teachers", "students", "datasets", "attacks", "engines")
@@ -32,7 +34,8 @@ def test_list_says_the_same_to_people_and_machines(kind: str, command: Command) 
     code, out, _ = command("list", kind)
     assert code == 0
     rows = json.loads(command("list", kind, "--json").stdout)[kind]
-    assert [line.split()[0] for line in out.splitlines()] == [row["name"] for row in rows]
+    lines = out.splitlines()[1 if kind == "methods" else 0 :]
+    assert [line.split()[0] for line in lines] == [row["name"] for row in rows]
     assert all(row["summary"] for row in rows), "every entry says in one line what it is"
 
 
@@ -48,6 +51,31 @@ def test_list_says_the_same_to_people_and_machines(kind: str, command: Command) 
 )
 def test_list_knows_what_ships(kind: str, name: str, command: Command) -> None:
     assert name in [row["name"] for row in json.loads(command("list", kind, "--json").stdout)[kind]]
+
+
+def test_list_methods_says_what_each_asks_for(command: Command) -> None:
+    rows = {row["name"]: row for row in json.loads(command("list", "methods", "--json").stdout)["methods"]}
+    dgad = rows["dgad"]
+    assert (dgad["teachers"], dgad["through_teacher"], dgad["paper"]) == (["robust"], True, "Park & Min, ECCV 2024")
+    assert dgad["cost"] == {"student": 26, "teachers": {"robust": 22}}
+    assert (rows["trades"]["teachers"], rows["trades"]["through_teacher"]) == ([], False)
+    code, out, err = command("list", "methods")
+    head, *lines = out.splitlines()
+    line = next(line for line in lines if line.startswith("dgad "))
+    for title, cell in {
+        "teachers": "robust",
+        "gradient through teacher": "yes",
+        "relative cost": "26 student + 22 robust",
+    }.items():
+        assert line[head.index(title) :].startswith(f"{cell} "), title
+    assert line[head.index("paper") :] == "Park & Min, ECCV 2024"
+    assert code == 0 and "a gradient to the input counts 1 more" in err
+
+
+@pytest.mark.parametrize("kind", ["recipes", "targets", "teachers"])
+def test_listing_files_imports_no_torch(kind: str) -> None:
+    script = f"import sys; from robustkd.cli.app import run; run(['list', {kind!r}]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True).returncode == 0
 
 
 def test_list_of_a_misspelt_kind(command: Command) -> None:
@@ -74,23 +102,28 @@ def family(tmp_path: Path) -> Path:
 
 
 def _lines(text: str) -> dict[str, tuple[str, str]]:
-    """`key: value  # origin` lines by key; keys of different sections are told apart by the test's choice."""
-    parts = (line.partition("#") for line in text.splitlines())
-    pairs = ((head.strip().partition(":"), origin.strip()) for head, _, origin in parts)
-    return {key: (value.strip(), origin) for (key, _, value), origin in pairs}
+    """`key: value  # origin` lines by dotted key."""
+    lines: dict[str, tuple[str, str]] = {}
+    path: list[str] = []
+    for line in text.splitlines():
+        head, _, origin = line.partition("#")
+        key, _, value = head.strip().partition(":")
+        path = [*path[: (len(head) - len(head.lstrip())) // 2], key]
+        lines[".".join(path)] = (value.strip(), origin.strip())
+    return lines
 
 
 def test_show_recipe_gives_each_value_its_origin(family: Path, command: Command) -> None:
     code, out, _ = command("show", "recipe", family, "--set", "train.momentum=0.5")
     assert code == 0
     lines = _lines(out)
-    assert lines["epochs"] == ("3", "mine.yaml, line 5")
-    assert lines["lr"] == ("0.1", "_base.yaml, line 7")
-    assert lines["momentum"] == ("0.5", "--set train.momentum=0.5")
-    assert lines["milestones"] == ("[1.0, 2.0]", "mine.yaml, line 6")
-    assert lines["weight_decay"] == ("0.0005", "default")
-    assert float(lines["eps"][0]) == 8 / 255 and lines["eps"][1] == "_base.yaml, line 4"
-    assert "name: pgd-at" in out and lines["seed"] == ("0", "default")
+    assert lines["train.epochs"] == ("3", "mine.yaml, line 5")
+    assert lines["train.lr"] == ("0.1", "_base.yaml, line 7")
+    assert lines["train.momentum"] == ("0.5", "--set train.momentum=0.5")
+    assert lines["train.schedule.milestones"] == ("[1.0, 2.0]", "mine.yaml, line 6")
+    assert lines["train.weight_decay"] == ("0.0005", "default")
+    assert float(lines["threat.eps"][0]) == 8 / 255 and lines["threat.eps"][1] == "_base.yaml, line 4"
+    assert lines["method.name"][0] == "pgd-at" and lines["seed"] == ("0", "default")
 
 
 @pytest.mark.parametrize("name", shipped("recipe"))
@@ -108,7 +141,8 @@ def test_show_target(name: str, command: Command) -> None:
 def test_show_method(command: Command) -> None:
     code, out, _ = command("show", "method", "dgad")
     assert code == 0
-    for part in ("paper: ", "equation: inner: max ", "departures: ", "beta = 5.0", "recipes: quickstart"):
+    assert "gradient through teacher: yes" in out and "relative cost: 26 student + 22 robust (" in out
+    for part in ("paper: ", "equation: inner: max ", "departures: ", "beta = 5.0", "recipes: ", "quickstart"):
         assert part in out
 
 
