@@ -103,3 +103,55 @@ def cifar10_binary(folder: Path, *, parts: int = 5) -> Path:
         records = np.concatenate([labels.astype(np.uint8)[:, None], pixels], axis=1)
         (target / name).write_bytes(records.tobytes())
     return target
+
+
+CIFAR100_FILES = {"train.bin": "cifar100/cifar100_train_1.npz", "test.bin": "cifar100/cifar100_test_0000_4999.npz"}
+
+
+def cifar100_binary(folder: Path) -> Path:
+    """Write `cifar-100-binary` into `folder`: real images with both labels, a part of each official split."""
+    source = need_data(*CIFAR100_FILES.values())
+    target = folder / "cifar-100-binary"
+    target.mkdir(parents=True, exist_ok=True)
+    for name, file in CIFAR100_FILES.items():
+        images, fine = read_grids(source / file)
+        with np.load(source / file, allow_pickle=False) as held:
+            coarse, names = held["fine_to_coarse"][fine], held["class_names"].astype(str)
+        pixels = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        records = np.concatenate([coarse[:, None], fine.astype(np.uint8)[:, None], pixels], axis=1)
+        (target / name).write_bytes(records.astype(np.uint8).tobytes())
+    (target / "fine_label_names.txt").write_text("\n".join(names) + "\n\n", encoding="utf-8")
+    return target
+
+
+TINY_FILES = ("tiny_imagenet/tiny_imagenet_train_3000.npz", "tiny_imagenet/tiny_imagenet_val_0000_4999.npz")
+
+
+def tiny_imagenet(folder: Path) -> Path:
+    """Write the official tree `tiny-imagenet-200` into `folder`: original JPEG files, 3,000 of train, 5,000 of val."""
+    source = need_data(*TINY_FILES)
+    base = folder / "tiny-imagenet-200"
+    train, val = (_jpegs(source / file) for file in TINY_FILES)
+    wnids: list[str] = train["wnids"].astype(str).tolist()
+    for wnid in wnids:
+        (base / "train" / wnid / "images").mkdir(parents=True)
+    (base / "val" / "images").mkdir(parents=True)
+    # the official list is in no order
+    (base / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in reversed(wnids)))
+    words = zip(wnids, val["class_names"].astype(str), strict=True)
+    (base / "words.txt").write_text("".join(f"{wnid}\t{word}\n" for wnid, word in words), encoding="utf-8")
+    for name, label, data in zip(train["names"], train["labels"], train["files"], strict=True):
+        (base / "train" / wnids[label] / "images" / name).write_bytes(data)
+    for name, data in zip(val["names"], val["files"], strict=True):
+        (base / "val" / "images" / name).write_bytes(data)
+    rows = (f"{name}\t{wnids[label]}\t0\t0\t63\t63\n" for name, label in zip(val["names"], val["labels"], strict=True))
+    (base / "val" / "val_annotations.txt").write_text("".join(rows))
+    return base
+
+
+def _jpegs(file: Path) -> dict[str, Any]:
+    with np.load(file, allow_pickle=False) as held:
+        arrays: dict[str, Any] = dict(held)
+    packed = arrays["jpeg"].tobytes()
+    files = [packed[start:stop] for start, stop in itertools.pairwise(arrays["offsets"])]
+    return {**arrays, "files": files, "names": arrays["filenames"].astype(str).tolist()}

@@ -84,10 +84,19 @@ class ImageSet:
         return floats
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a published data set before a file of it is read: (channels, height, width) and class count."""
+
+    shape: tuple[int, int, int]
+    classes: int
+
+
 class DatasetConfig(BaseModel, frozen=True, extra="forbid"):
     """What every data set has; subclasses say where the images are."""
 
     summary: ClassVar[str] = ""
+    facts: ClassVar[Facts | None] = None
     name: str
     root: Path | None = Field(None, description="where the files are; left out, --data or ROBUSTKD_DATA")
     holdout: int = Field(1000, ge=0, description="training images held out by seed for checkpoint selection")

@@ -13,17 +13,18 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from robustkd.datasets._base import DatasetConfig, ImageSet, Split
-from robustkd.errors import ArtifactError, RequirementError
+from robustkd.datasets._base import DatasetConfig, Facts, ImageSet, Split
+from robustkd.datasets._cifar import planes, read_python, read_records
+from robustkd.errors import ArtifactError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_RECORD = 1 + 3 * 32 * 32
 
 
 class Cifar10Config(DatasetConfig, frozen=True):
     """CIFAR-10 in either of its official layouts."""
 
     summary: ClassVar[str] = "CIFAR-10 in its official binary or Python layout under the data root"
+    facts: ClassVar[Facts | None] = Facts((3, 32, 32), 10)
     name: Literal["cifar10"] = "cifar10"
 
     def load(self, split: Split) -> ImageSet:
@@ -32,7 +33,8 @@ class Cifar10Config(DatasetConfig, frozen=True):
         if (root / "cifar-10-batches-bin").is_dir():
             return self._binary(root / "cifar-10-batches-bin", split)
         if (root / "cifar-10-batches-py").is_dir():
-            return self._python(root, split)
+            data = read_python(root, split, name="CIFAR10", layout="cifar-10-batches-py")
+            return ImageSet(planes(data), np.asarray(data.targets, np.int64), CLASSES, self.name, split)
         raise ArtifactError(
             "CIFAR-10 is not here",
             where=str(root.absolute()),
@@ -41,33 +43,8 @@ class Cifar10Config(DatasetConfig, frozen=True):
 
     def _binary(self, folder: Path, split: Split) -> ImageSet:
         names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
-        parts = []
-        for file in (folder / name for name in names):
-            if not file.is_file():
-                raise ArtifactError(f"{file.name} is missing", where=str(folder), fix="unpack the archive again")
-            data = np.fromfile(file, np.uint8)
-            if not len(data) or len(data) % _RECORD:
-                raise ArtifactError(f"{file.name} is cut short", where=str(folder), fix="unpack the archive again")
-            parts.append(data.reshape(-1, _RECORD))
-        records = np.concatenate(parts)
-        images = records[:, 1:].reshape(-1, 3, 32, 32)
-        return ImageSet(images, records[:, 0].astype(np.int64), CLASSES, self.name, split)
-
-    def _python(self, root: Path, split: Split) -> ImageSet:
-        try:
-            from torchvision.datasets import CIFAR10
-        except ImportError as error:
-            raise RequirementError(
-                "cifar-10-batches-py is read by torchvision, which does not import here",
-                where=str(error),
-                fix="pip install 'robustkd[train]', or use the cifar-10-batches-bin layout",
-            ) from error
-        try:
-            data = CIFAR10(root, train=split == "train")
-        except (RuntimeError, OSError, EOFError) as error:
-            raise ArtifactError(f"cifar-10-batches-py: {error}", where=str(root), fix="unpack the archive again") from error
-        images = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))
-        return ImageSet(images, np.asarray(data.targets, np.int64), CLASSES, self.name, split)
+        images, labels = read_records(folder, names, labels=1)
+        return ImageSet(images, labels[:, 0].astype(np.int64), CLASSES, self.name, split)
 
 
 ENTRY = Cifar10Config

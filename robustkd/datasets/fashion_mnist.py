@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robustkd.datasets._base import DatasetConfig, ImageSet, Split
+from robustkd.datasets._base import DatasetConfig, Facts, ImageSet, Split
 from robustkd.errors import ArtifactError
 
 CLASSES = (
@@ -88,6 +88,7 @@ class FashionMNISTConfig(DatasetConfig, frozen=True):
     """Fashion-MNIST, the full set where it is on disk."""
 
     summary: ClassVar[str] = "Fashion-MNIST: the full set where it is on disk, otherwise the embedded subset"
+    facts: ClassVar[Facts | None] = Facts((1, 28, 28), 10)
     name: Literal["fashion-mnist"] = "fashion-mnist"
 
     def load(self, split: Split) -> ImageSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from robustkd.datasets._base import DatasetConfig, ImageSet, Split
+from robustkd.datasets._base import DatasetConfig, Facts, ImageSet, Split
 from robustkd.datasets.fashion_mnist import embedded
 
 
@@ -12,6 +12,7 @@ class FashionMNIST10kConfig(DatasetConfig, frozen=True):
     """The subset of Fashion-MNIST inside the package; needs no download."""
 
     summary: ClassVar[str] = "the embedded 10,000 + 2,000 images of Fashion-MNIST; needs no files"
+    facts: ClassVar[Facts | None] = Facts((1, 28, 28), 10)
     name: Literal["fashion-mnist-10k"] = "fashion-mnist-10k"
 
     def load(self, split: Split) -> ImageSet:

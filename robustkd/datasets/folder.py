@@ -6,7 +6,6 @@ split, used as `test`. The classes are the sub-folders' names in sorted order.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from robustkd.datasets._base import DatasetConfig, ImageSet, Split
+from robustkd.datasets._pictures import open_picture
 from robustkd.errors import ArtifactError, RequirementError
 
 Pixels = NDArray[np.uint8]
@@ -74,7 +74,7 @@ class FolderConfig(DatasetConfig, frozen=True):
 
     def _read(self, file: Path) -> Pixels:
         """One picture as (channels, H, W)."""
-        picture: Any = _open(file, "RGB" if self.channels == 3 else "L")
+        picture: Any = open_picture(file, "RGB" if self.channels == 3 else "L")
         if self.size is not None:
             picture = _resizer(self.size)(picture)
         pixels = np.asarray(picture, np.uint8)
@@ -104,18 +104,6 @@ def _listed(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
             f"no pictures in ImageFolder layout: {error}", where=str(folder), fix="put the files in one folder per class"
         ) from error
     return tuple(found.classes), [(Path(file), int(label)) for file, label in found.samples]
-
-
-def _open(file: Path, mode: str) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            if picture.mode.startswith(("I", "F")):  # convert() would clip these at 255 without a word
-                raise ArtifactError(f"{file.name} has more than 8 bits per channel", where=str(file), fix="store it as 8 bit")
-            return picture.convert(mode)
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:
-        raise ArtifactError(f"{file.name} cannot be read as a picture: {error}", where=str(file), fix="replace it") from error
 
 
 def _resizer(size: int) -> Callable[[Any], Any]:
