@@ -24,13 +24,29 @@ COUNTS = [
     ("cifar-resnet", {"depth": 20}, 10, 269_722),
     ("cifar-resnet", {"depth": 20, "shortcut": "pad_center"}, 10, 269_722),
     ("cifar-resnet", {"depth": 56, "shortcut": "pad_center"}, 10, 853_018),
+    ("wide-resnet", {"depth": 34, "widen_factor": 10}, 10, 46_160_474),
+    ("wide-resnet", {"depth": 34, "widen_factor": 10, "sub_block1": True}, 10, 48_262_586),
+    ("wide-resnet", {"depth": 34, "widen_factor": 10, "sub_block1": True}, 100, 48_320_276),
+    ("wide-resnet", {"depth": 34, "widen_factor": 20}, 10, 184_531_674),
+    ("wide-resnet", {"depth": 28, "widen_factor": 10}, 10, 36_479_194),
+    ("preact-resnet", {}, 10, 11_171_146),
+    ("preact-resnet", {"final_norm": True}, 100, 11_218_340),
+    ("preact-resnet", {"pool": "quarter"}, 200, 11_575_816),
 ]
 KEYS = {
     "resnet18": r"(conv1|bn1|linear|layer[1-4]\.[01]\.(conv[12]|bn[12]|shortcut\.[01]))\.\w+",
     "mobilenet-v2": r"(conv1|bn1|conv2|bn2|linear|layers\.(\d|1[0-6])\.(conv[123]|bn[123]|shortcut\.[01]))\.\w+",
     "cifar-resnet": r"(conv1|bn1|fc|layer[1-3]\.\d+\.(conv[12]|bn[12]))\.\w+",
+    "wide-resnet": r"(conv1|bn1|fc|block[1-3]\.layer\.\d+\.(conv[12]|bn[12]|convShortcut))\.\w+",
+    "preact-resnet": r"(conv1|linear|layer[1-4]\.[01]\.(conv[12]|bn[12]|shortcut\.0))\.\w+",
 }
-SMALL: dict[str, dict[str, Any]] = {"resnet18": {"width": 0.0625}, "mobilenet-v2": {"width": 0.125}, "cifar-resnet": {}}
+SMALL: dict[str, dict[str, Any]] = {
+    "resnet18": {"width": 0.0625},
+    "mobilenet-v2": {"width": 0.125},
+    "cifar-resnet": {},
+    "wide-resnet": {"depth": 10, "widen_factor": 1},
+    "preact-resnet": {"width": 0.0625},
+}
 every = pytest.mark.parametrize("name", Shelf("models").names())
 
 
@@ -41,7 +57,9 @@ def build(name: str, *, channels: int = 3, classes: int = 10, **knobs: Any) -> n
 
 @pytest.mark.parametrize(("name", "knobs", "classes", "parameters"), COUNTS)
 def test_parameter_counts(name: str, knobs: dict[str, Any], classes: int, parameters: int) -> None:
-    assert sum(p.numel() for p in build(name, classes=classes, **knobs).parameters()) == parameters
+    with torch.device("meta"):  # the wide ones would take most of a gigabyte
+        net = build(name, classes=classes, **knobs)
+    assert sum(p.numel() for p in net.parameters()) == parameters
 
 
 @pytest.mark.parametrize(("name", "entries"), [("resnet18", 122), ("mobilenet-v2", 344)])
@@ -144,6 +162,70 @@ def test_convolution_shortcut_has_its_two_modules() -> None:
     assert {k.rsplit(".", 1)[0] for k in keys if "downsample" in k} == {
         f"layer{stage}.0.downsample.{i}" for stage in (2, 3) for i in (0, 1)
     }
+
+
+# --- wide and pre-activation ResNets: the forms of published teachers
+
+
+def test_spatial_sizes_of_wide_resnet_groups() -> None:
+    net = build("wide-resnet", **SMALL["wide-resnet"])
+    assert sizes(net, [net.block1, net.block2, net.block3], torch.rand(1, 3, 32, 32)) == [32, 16, 8]
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(10, 1), (22, 3), (34, 5)])
+def test_wide_resnet_has_so_many_blocks_a_group(depth: int, blocks: int) -> None:
+    net = build("wide-resnet", depth=depth, widen_factor=1)
+    assert [len(group.layer) for group in (net.block1, net.block2, net.block3)] == [blocks] * 3
+
+
+@pytest.mark.parametrize("depth", [9, 18, 35, 4, 106])
+def test_wide_resnet_of_other_depths_is_refused(depth: int) -> None:
+    with pytest.raises(ValidationError):
+        build("wide-resnet", depth=depth)
+
+
+def test_the_second_first_group_is_held_and_never_run() -> None:
+    torch.manual_seed(0)
+    plain = build("wide-resnet", **SMALL["wide-resnet"]).eval()
+    doubled = build("wide-resnet", sub_block1=True, **SMALL["wide-resnet"]).eval()
+    extra = doubled.state_dict().keys() - plain.state_dict().keys()
+    assert extra == {f"sub_{key}" for key in plain.state_dict() if key.startswith("block1.")}
+    doubled.load_state_dict({**doubled.state_dict(), **plain.state_dict()})
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(doubled(x), plain(x))
+
+
+@pytest.mark.parametrize(("name", "shortcut"), [("wide-resnet", "convShortcut"), ("preact-resnet", "shortcut")])
+def test_a_shortcut_convolution_takes_the_activated_input(name: str, shortcut: str) -> None:
+    """By hand: relu(bn1(x)) goes into both branches; without a convolution x itself is added."""
+    net = build(name, **SMALL[name]).eval()
+    first, second = (net.block2.layer[0], None) if name == "wide-resnet" else (net.layer2[0], net.layer2[1])
+    for block in filter(None, (first, second)):
+        nn.init.uniform_(block.bn1.weight, 0.5, 2)
+        nn.init.uniform_(block.bn1.bias, -1, 1)
+        x = torch.randn(2, block.bn1.num_features, 8, 8)
+        active = torch.relu(block.bn1(x))
+        inner = block.conv2(torch.relu(block.bn2(block.conv1(active))))
+        convolution = getattr(block, shortcut)
+        with torch.no_grad():
+            assert torch.equal(block(x), inner + (x if convolution is None else convolution(active)))
+
+
+def test_the_final_norm_is_one_more_layer() -> None:
+    small = SMALL["preact-resnet"]
+    plain, normed = build("preact-resnet", **small), build("preact-resnet", final_norm=True, **small)
+    extra = normed.state_dict().keys() - plain.state_dict().keys()
+    assert {key.rsplit(".", 1)[0] for key in extra} == {"bn"}
+
+
+def test_quarter_pooling_takes_64_pixels_and_nothing_else() -> None:
+    net = build("preact-resnet", pool="quarter", **SMALL["preact-resnet"]).eval()
+    assert net.linear.in_features == 4 * build("preact-resnet", **SMALL["preact-resnet"]).linear.in_features
+    with torch.no_grad():
+        assert net(torch.rand(2, 3, 64, 64)).shape == (2, 10)
+        with pytest.raises(RuntimeError):
+            net(torch.rand(2, 3, 32, 32))
 
 
 # --- mean and standard deviation in front
