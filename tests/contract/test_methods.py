@@ -33,6 +33,11 @@ PASSES = {
     "dgad": "ca",
     "mtard": "ac",
     "b-mtard": "ac",
+    "mart": "ca",
+    "ard": "ac",
+    "iad": "ac",
+    "akd": "ac",
+    "kd": "c",
 }
 
 every = pytest.mark.parametrize("name", NAMES)

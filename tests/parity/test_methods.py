@@ -13,6 +13,7 @@ from robustkd.catalog import Shelf
 from robustkd.methods._base import Batch
 from tests.nets import CLOCK, make, outer, picture, readers
 from tests.parity import equations as eq
+from tests.parity import equations_one_teacher as one
 from tests.parity import equations_two_teachers as two
 from tests.parity.equations import Array, Case, Inner, Labels, Outer
 
@@ -105,6 +106,8 @@ INNER: dict[str, Callable[[Case], Inner]] = {
     "mtard": eq.inner_label,
     "b-mtard": eq.inner_label,
 }
+OUTER |= one.OUTER
+INNER |= one.INNER
 
 
 def close(ours: Any, theirs: Any) -> None:
