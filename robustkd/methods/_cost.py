@@ -6,6 +6,7 @@ The unit is one forward pass of the network in question: forward 1, gradient to 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,21 +60,25 @@ def _noting(tensor: Tensor, noted: dict[str, int], name: str, cost: int) -> Tens
     return seen
 
 
-def cost_of(name: str, *, steps: int = STEPS) -> Cost:
-    """Count one training step of a method of the shelf with its default knobs.
+def cost_of(name: str, *, steps: int = STEPS, knobs: Mapping[str, Any] | None = None) -> Cost:
+    """Count one training step of a method of the shelf.
 
     Args:
         name: of the method.
         steps: of the attack, where the method attacks.
+        knobs: of the method; left out, its defaults.
 
     Raises:
         ConfigError: no method has this name.
         RequirementError: the method needs a package that is missing.
     """
     entry: type[Method[Any, Any]] = Shelf("methods").get(name)
-    method = entry(entry.Config.model_validate({"name": name}), classes=_CLASSES)
+    config = entry.Config.model_validate({"name": name, **(knobs or {})})
+    method = entry(config, classes=_CLASSES)
     student = Counting(0, trained=True)
-    teachers: dict[Role, Counting] = {role: Counting(1 + i, trained=False).eval() for i, role in enumerate(entry.roles)}
+    teachers: dict[Role, Counting] = {
+        role: Counting(1 + i, trained=False).eval() for i, role in enumerate(entry.roles_for(config))
+    }
     nets, state = Nets(student, dict(teachers)), method.init()
     x, y = torch.linspace(0, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8), torch.arange(4)
     x_adv = x
