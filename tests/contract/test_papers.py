@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustkd.losses import kl
 from robustkd.methods._base import Batch, Nets
-from robustkd.methods.dgad import exchange
+from robustkd.methods._repair import exchange
 from tests.contract.test_methods import attack, parameter_gradient, rng, step
 from tests.nets import CLOCK, SmallNet, frozen, images, labels, make, picture, readers
 

@@ -15,6 +15,7 @@ from tests.nets import CLOCK, make, outer, picture, readers
 from tests.parity import equations as eq
 from tests.parity import equations_one_teacher as one
 from tests.parity import equations_two_teachers as two
+from tests.parity import equations_variants as variants
 from tests.parity.equations import Array, Case, Inner, Labels, Outer
 
 TOLERANCE = 1e-6
@@ -106,7 +107,7 @@ INNER: dict[str, Callable[[Case], Inner]] = {
     "mtard": eq.inner_label,
     "b-mtard": eq.inner_label,
 }
-OUTER |= one.OUTER
+OUTER |= one.OUTER | variants.OUTER
 INNER |= one.INNER
 
 
@@ -184,8 +185,11 @@ def _row(y: int, log_odds: float, classes: int = 10) -> tuple[Array, Array]:
     return np.log(p), np.log(q)
 
 
-@pytest.mark.parametrize(("kl_scale", "expected"), [(1.0, 0.35516), (0.5, 0.18758)])
-def test_dgad_numeric_check(kl_scale: float, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("variant", "kl_scale", "expected"),
+    [("fixed", 1.0, 0.35516), ("fixed", 0.5, 0.18758), ("code", 1.0, 0.35516), ("code", 0.5, 0.16789)],
+)
+def test_dgad_numeric_check(variant: str, kl_scale: float, expected: float) -> None:
     """n1 = 9 of 128 rows wrong, L_ST = 0.8, L_AT = 0.3, L_PCR = 0.002, beta = 10 (methods.md, 4.6)."""
     rows, wrong, y = 128, 9, 3
     clean, adversarial, teacher = [], [], []
@@ -197,7 +201,7 @@ def test_dgad_numeric_check(kl_scale: float, expected: float) -> None:
         sure[7 if i < wrong else y] = 60.0
         teacher.append(sure)
     x, x_adv = picture(np.array(clean), np.array(teacher)), picture(np.array(adversarial), np.array(teacher))
-    method = make("dgad", beta=10, kl_scale=kl_scale)
+    method = make("dgad", beta=10, kl_scale=kl_scale, variant=variant)
     loss, terms = method.loss(readers(10), Batch(x, torch.full((rows,), y), x_adv), None, CLOCK)
     assert loss.item() == pytest.approx(expected, abs=5e-6)
     assert terms["kl_clean"].item() == pytest.approx(0.8 * wrong / rows, rel=1e-6)
