@@ -16,6 +16,8 @@ from robustkd.models._base import ModelConfig
 from robustkd.recipe.policy import AuditConfig
 from robustkd.threat import Pixels, Start, ThreatModel
 
+Precision = Literal["fp32", "bf16"]
+
 
 class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A part of a recipe: frozen, unknown keys refused."""
@@ -78,6 +80,7 @@ class InnerConfig(Section, frozen=True):
     eps: Pixels | None = Field(None, description="search radius in training; left out: the threat's")
     start: Start | None = Field(None, description="left out: the method's own")
     batch_norm: BatchNormMode | None = Field(None, description="student's mode in the attack; left out: the method's own")
+    precision: Precision = Field("fp32", description="of the search; bf16 turns the signs of small gradients")
 
 
 class Schedule(Section, frozen=True):
@@ -103,7 +106,7 @@ class TrainConfig(Section, frozen=True):
     schedule: Schedule = Schedule()
     augment: tuple[Literal["crop", "flip"], ...] = Field(("crop", "flip"), description="whole-batch augmentations")
     pad: int = Field(4, ge=0, description="zero padding of the random crop, in pixels")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = Field("fp32", description="of the outer loss; bf16: autocast, losses and weights stay fp32")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1, description="CPU threads; left out: the physical cores that are idle")
     select: Literal["pgd10", "clean", "weighted"] = Field("pgd10", description="what best means on the held-out images")

@@ -21,7 +21,7 @@ from robustkd.datasets._base import ImageSet
 from robustkd.errors import NumericsError
 from robustkd.methods._base import Batch, Clock, Method, Nets, Terms
 from robustkd.models._files import portable
-from robustkd.recipe.schema import Recipe
+from robustkd.recipe.schema import Precision, Recipe
 from robustkd.training import checkpoint
 from robustkd.training.batches import ATTACK, Batches
 from robustkd.training.evaluate import Accuracy, evaluate
@@ -157,7 +157,7 @@ class Loop:
         inner, method = self.recipe.inner, self.method
         rng = generator(self.recipe.seed, clock.epoch, clock.step, self.place.rank, ATTACK, device=self.place.device)
         nets = Nets(self.student, self.teachers)
-        with attacking(self.student, inner.batch_norm or method.attack_mode), self._autocast():
+        with attacking(self.student, inner.batch_norm or method.attack_mode), self._autocast(inner.precision):
             return ascend(
                 method.inner(nets, x, y),
                 x,
@@ -168,8 +168,9 @@ class Loop:
                 rng=rng,
             )
 
-    def _autocast(self) -> torch.autocast:
-        enabled = self.recipe.train.precision == "bf16"
+    def _autocast(self, precision: Precision | None = None) -> torch.autocast:
+        """The outer problem's, unless told; the search has its own, for bf16 turns signs of small gradients."""
+        enabled = (precision or self.recipe.train.precision) == "bf16"
         return torch.autocast(self.place.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _set_rate(self, clock: Clock) -> float:
