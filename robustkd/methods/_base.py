@@ -78,6 +78,7 @@ class Method(ABC, Generic[C, S]):
     roles: ClassVar[tuple[Role, ...]] = ()
     through_teacher: ClassVar[bool] = False
     adversarial: ClassVar[bool] = True
+    includes: ClassVar[tuple[str, ...]] = ()  # add-ons (keys of `addons`) that are part of it already
     start: ClassVar[Start] = "noise"
     attack_mode: ClassVar[BatchNormMode] = "eval"
     Config: ClassVar[type[MethodConfig]]

@@ -13,6 +13,7 @@ from robustkd.datasets._base import DatasetConfig
 from robustkd.errors import ConfigError
 from robustkd.methods._base import Method, MethodConfig, Role
 from robustkd.models._base import ModelConfig
+from robustkd.recipe.addons import AddonsConfig
 from robustkd.recipe.policy import AuditConfig
 from robustkd.threat import Pixels, Start, ThreatModel
 
@@ -126,6 +127,7 @@ class Recipe(Section, frozen=True):
     threat: ThreatModel = ThreatModel()
     inner: InnerConfig = InnerConfig()
     method: AnyMethod
+    addons: AddonsConfig = AddonsConfig()
     train: TrainConfig = TrainConfig()
     targets: tuple[str, ...] = ("cpu-fp32",)
     audit: AuditConfig = AuditConfig()
@@ -151,4 +153,10 @@ class Recipe(Section, frozen=True):
             raise Refused(
                 f"{name} wants {need} teacher(s), the recipe gives {', '.join(given) or 'none'}", f"teachers: [{mend}]"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _addons_fit(self) -> Recipe:
+        for what, fix in self.addons.problems(self.method_class(), self.method, epochs=self.train.epochs):
+            raise Refused(what, fix)
         return self

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from robustkd.errors import NumericsError
 from robustkd.methods._base import Batch, Clock, Method, Nets, Terms
 from robustkd.models._files import portable
 from robustkd.recipe.schema import Precision, Recipe
+from robustkd.signals import check
 from robustkd.training import checkpoint
+from robustkd.training.addons import Addons
 from robustkd.training.batches import ATTACK, Batches
 from robustkd.training.evaluate import Accuracy, evaluate
 from robustkd.training.log import Log
@@ -65,13 +67,18 @@ class Loop:
         self.method: Method[Any, Any] = recipe.method_class()(recipe.method, classes=classes)
         self.teachers, self.held = teachers, held
         self.batches = Batches(train, knobs, seed=recipe.seed, place=self.place)
+        self.addons = Addons(
+            recipe.addons, self.method, self.student, team=team, steps=self.batches.steps, autocast=self._autocast
+        )
         self.progress = checkpoint.Progress(threads=torch.get_num_threads())
         self.best: dict[str, Tensor] = {}
         self.state = self.method.init()
 
     def resume(self) -> None:
         """Go back to the saved state."""
-        self.best, self.progress = checkpoint.restore(self.folder / "state.safetensors", self.student, self.optimizer)
+        self.best, self.progress = checkpoint.restore(
+            self.folder / "state.safetensors", self.student, self.optimizer, self.addons.average
+        )
         self.state = self.method.restore(self.progress.method_state)
 
     def run(self, listen: Listen) -> None:
@@ -107,8 +114,10 @@ class Loop:
             if save or stop:
                 self._save(log)
                 self.team.check()
-        last_epoch = epoch + 1 == knobs.epochs
-        if len(self.held) and (last_epoch or (epoch + 1) % knobs.select_every == 0):
+        due = epoch + 1 == knobs.epochs or (epoch + 1) % knobs.select_every == 0
+        if due:
+            self._settle(epoch)
+        if due and len(self.held):
             accuracy = self._select()
             values = {"epoch": epoch, "clean_accuracy": accuracy.clean, "robust_accuracy": accuracy.robust}
             log.write((epoch + 1) * self.batches.steps - 1, values)
@@ -127,19 +136,20 @@ class Loop:
         self.student.train()
         lr = self._set_rate(clock)
         clock = replace(clock, lr_scale=lr / self.recipe.train.lr)
-        nets = Nets(self.wrapped, self.teachers)
-        with self._autocast():
-            parts, terms = self.method.loss(nets, Batch(x, y, x_adv), self.state, clock)
-        terms = self.team.mean({"loss": parts.detach(), **terms})
-        self.state = self.method.advance(self.state, terms, clock)
-        terms["loss"] = self.method.weigh(terms["loss"], self.state)
-        if self.place.device.type == "cpu" or report:
-            self._finite(terms, clock)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.team.backward(self.method.weigh(parts, self.state))
-        if (limit := self.recipe.train.grad_clip) is not None:
-            nn.utils.clip_grad_norm_(self.student.parameters(), limit)
-        self.optimizer.step()
+        outer, nets = self.addons.outer, Nets(self.wrapped, self.teachers)
+        with self.addons.around(nets, Batch(x, y, x_adv), self.state, clock) as (nets, batch, seen):
+            with self._autocast():
+                parts, terms = outer.loss(nets, batch, self.state, clock)
+            terms = self.team.mean({"loss": parts.detach(), **terms, **seen})
+            self.state = self.method.advance(self.state, terms, clock)
+            terms["loss"] = outer.weigh(terms["loss"], self.state)
+            if self.place.device.type == "cpu" or report:
+                self._finite(terms, clock)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.team.backward(outer.weigh(parts, self.state))
+            if (limit := self.recipe.train.grad_clip) is not None:
+                nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+            self.optimizer.step()
         if not report:
             return {"epoch": clock.epoch}
         ended = self._now(report)
@@ -197,23 +207,35 @@ class Loop:
             torch.cuda.synchronize(self.place.device)
         return time.perf_counter()
 
-    def _select(self) -> Accuracy:
-        """Measure on the held-out images, and keep the student if it is the best so far."""
-        self.team.average_statistics(self.student)
-        threat, seed = self.recipe.threat, self.recipe.seed
+    def _settle(self, epoch: int) -> None:
+        """Make the network that is measured ready for it; some averages need the epoch's images once more."""
+
+        def images() -> Iterator[Tensor]:
+            for _, x, _ in self.batches.epoch(epoch):
+                check()
+                yield x.contiguous(memory_format=torch.channels_last)
+
         with self.team.agreed():
-            accuracy = evaluate(self.student, self.held, threat, seed=seed, device=self.place.device)
+            self.addons.settle(images())
+        self.team.average_statistics(*self.addons.nets)
+
+    def _select(self) -> Accuracy:
+        """Measure on the held-out images, and keep the student (or its average) if it is the best so far."""
+        threat, seed, net = self.recipe.threat, self.recipe.seed, self.addons.outcome
+        with self.team.agreed():
+            accuracy = evaluate(net, self.held, threat, seed=seed, device=self.place.device)
         self.progress.last = asdict(accuracy) | {"epoch": self.progress.epoch}
         score = accuracy.score(self.recipe.train.select)
         if score > self.progress.best_score or not self.best:
             self.progress.best_score, self.progress.best = score, self.progress.last
-            self.best = portable(self.student)
+            self.best = portable(net)
         return accuracy
 
     def _save(self, log: Log) -> None:
-        self.team.average_statistics(self.student)
+        self.team.average_statistics(*self.addons.nets)
         self.progress.method_state = self.method.save(self.state)
         with self.team.agreed():
             self.progress.metrics_bytes = log.flush()
             if self.team.main:
-                checkpoint.save(self.folder / "state.safetensors", self.student, self.optimizer, self.best, self.progress)
+                file = self.folder / "state.safetensors"
+                checkpoint.save(file, self.student, self.optimizer, self.best, self.progress, self.addons.average)

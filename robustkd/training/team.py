@@ -63,12 +63,19 @@ class Team:
         parts = self._accelerator.reduce(flat, reduction="mean").split([value.numel() for value in values.values()])
         return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}
 
+    def smallest(self, value: Tensor) -> Tensor:
+        """The smallest of a number over all processes."""
+        if self.alone:
+            return value
+        found: Tensor = self._accelerator.gather(value.detach().reshape(1))
+        return found.min()
+
     @torch.no_grad()
-    def average_statistics(self, net: nn.Module) -> None:
+    def average_statistics(self, *nets: nn.Module) -> None:
         """Give every process the mean of the running statistics, which each gathers from its own images."""
         if self.alone:
             return
-        for buffer in net.buffers():
+        for buffer in (buffer for net in nets for buffer in net.buffers()):
             if buffer.is_floating_point():
                 buffer.copy_(self._accelerator.reduce(buffer, reduction="mean"))
 

@@ -176,7 +176,7 @@ def _write(done: Path, recipe: Recipe, loop: Loop, train: ImageSet, origins: lis
     from safetensors.torch import save_file
 
     model = ModelInfo(architecture=recipe.student.name, classes=train.classes, input_shape=train.shape)
-    last = portable(loop.student)
+    last = portable(loop.addons.outcome)
     fields: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "model": model,
