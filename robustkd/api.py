@@ -6,22 +6,45 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
-from robustkd.auditing.verb import audit
+import torch
+
+from robustkd.auditing.artifact import Shape, Subject
+from robustkd.auditing.run import ArtifactFacts
+from robustkd.auditing.verb import audit as _audit
 from robustkd.bundle import MANIFEST, Bundle
 from robustkd.engines._open import open_engine as load_engine
+from robustkd.engines.pytorch import PytorchEngine
 from robustkd.exporting.verb import export, resolve
 from robustkd.recipe.reading import override, read, validate
-from robustkd.recipe.schema import Recipe
+from robustkd.recipe.schema import Recipe, TeacherConfig
 from robustkd.reporting.html import write_report as report
 from robustkd.result import AuditResult, Status
 from robustkd.signals import check, graceful
 from robustkd.training.loop import Listen
+from robustkd.training.teachers import load_teachers, read_card
 from robustkd.training.verb import WORK
 from robustkd.training.verb import distill as _distill
 
-__all__ = ["audit", "distill", "export", "load_engine", "load_recipe", "report", "run", "run_folder", "runs_folder", "warn_eps"]
+__all__ = [
+    "audit",
+    "distill",
+    "export",
+    "load_engine",
+    "load_recipe",
+    "open_teacher",
+    "report",
+    "run",
+    "run_folder",
+    "runs_folder",
+    "warn_eps",
+]
+
+V = TypeVar("V", bound=Callable[..., Any])
+TEACHER = "teacher:"
 
 #: from the best to the worst verdict; a run is as good as its worst target
 ORDER: tuple[Status, ...] = ("pass", "inconclusive", "invalid", "fail")
@@ -91,6 +114,40 @@ def distill(recipe: Recipe, output: Path | None = None, *, resume: bool = False,
         listen: called with an event for each step and evaluation.
     """
     return _distill(recipe, output or run_folder(recipe.name, resume=resume), resume=resume, listen=listen)
+
+
+def open_teacher(name: str) -> Subject:
+    """The network of a teacher card, as an audit takes it: with the card's data set and threat model, and no source.
+
+    Raises:
+        ConfigError: no teacher has this name.
+        ArtifactError: its weights are missing, or are not those described.
+    """
+    card = read_card(name)
+    wanted = TeacherConfig(id=name)
+    nets, origins = load_teachers((wanted,), channels=card.channels, classes=card.classes, device=torch.device("cpu"))
+    net = nets[wanted.role]
+
+    def engine(shape: Shape) -> PytorchEngine:
+        return PytorchEngine(net, input_shape=(card.channels, *shape[1:]), classes=card.classes)
+
+    facts = ArtifactFacts(f"{TEACHER}{name}", origins[0]["sha256"])
+    home = runs_folder() / f"teacher-{name}" / "audit"
+    return Subject(facts, engine, home, net=net, recipe={"dataset": card.dataset}, threat=card.threat)
+
+
+def _knowing_teachers(verb: V) -> V:
+    """The verb, which then also takes `teacher:NAME`: auditing and teachers are stages that meet only here."""
+
+    @wraps(verb)
+    def knowing(artifact: Path | str | Subject, **options: Any) -> Any:
+        named = isinstance(artifact, str) and artifact.startswith(TEACHER)
+        return verb(open_teacher(str(artifact).removeprefix(TEACHER)) if named else artifact, **options)
+
+    return cast(V, knowing)
+
+
+audit = _knowing_teachers(_audit)
 
 
 def run(recipe: Recipe, output: Path | None = None, *, resume: bool = False, listen: Listen = lambda event: None) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,32 @@ from robustkd.auditing.run import ArtifactFacts, SourceModel
 from robustkd.bundle import MANIFEST, Bundle, sha256
 from robustkd.engines._base import Engine
 from robustkd.errors import ArtifactError
+from robustkd.threat import ThreatModel
+
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The artifact: its engine, its file, the bundle around it, and its network if it is one."""
+    """The artifact under audit.
 
-    engine: Engine
+    Attributes:
+        facts: its file.
+        engine: from the shape (C, H, W) of the data's images to what runs it; an engine that knows its own keeps to it.
+        home: the folder of its audit, where none is asked for.
+        bundle: the bundle around it.
+        net: its network, where it is one.
+        recipe: at least `dataset`, and perhaps `audit`; empty for a bare file.
+        threat: what it should withstand, where that is known.
+    """
+
     facts: ArtifactFacts
-    bundle: Bundle | None
-    net: nn.Module | None
+    engine: Callable[[Shape], Engine]
     home: Path
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """The resolved recipe of the bundle; empty for a bare file."""
-        return self.bundle.manifest.recipe if self.bundle else {}
+    bundle: Bundle | None = None
+    net: nn.Module | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    threat: ThreatModel | None = None
 
 
 def open_subject(path: Path) -> Subject:
@@ -57,9 +67,19 @@ def open_subject(path: Path) -> Subject:
         )
     from robustkd.engines._open import open_engine
 
-    file = bundle.file(".onnx") if bundle is not None else path
-    home = bundle.path / "audit" if bundle is not None else path.parent / f"{path.stem}-audit"
-    return Subject(open_engine(file), ArtifactFacts(str(file), sha256(file)), bundle, None, home)
+    if bundle is None:
+        engine = open_engine(path)
+        return Subject(_facts(path), lambda shape: engine, path.parent / f"{path.stem}-audit")
+    return _of_bundle(bundle, bundle.file(".onnx"), open_engine(bundle.file(".onnx")))
+
+
+def _facts(file: Path) -> ArtifactFacts:
+    return ArtifactFacts(str(file), sha256(file))
+
+
+def _of_bundle(bundle: Bundle, file: Path, engine: Engine, net: nn.Module | None = None) -> Subject:
+    told = bundle.manifest
+    return Subject(_facts(file), lambda shape: engine, bundle.path / "audit", bundle, net, told.recipe, told.threat)
 
 
 def _bundle_of(path: Path) -> Bundle | None:
@@ -81,7 +101,7 @@ def _checkpoint(bundle: Bundle) -> Subject:
             "the manifest does not say what the model is", where=str(bundle.path), fix="distill it again with this version"
         )
     engine = PytorchEngine(net, input_shape=info.input_shape, classes=len(info.classes))
-    return Subject(engine, ArtifactFacts(str(file), sha256(file)), bundle, net, bundle.path / "audit")
+    return _of_bundle(bundle, file, engine, net)
 
 
 def find_source(subject: Subject, given: Path | None, say: Callable[[str], None]) -> SourceModel | None:

@@ -25,7 +25,7 @@ from robustkd.threat import ThreatModel
 
 
 def audit(
-    artifact: Path | str,
+    artifact: Path | str | Subject,
     *,
     source: Path | str | None = None,
     dataset: str | None = None,
@@ -45,7 +45,8 @@ def audit(
     """Attack an artifact itself and say whether it is good enough.
 
     Args:
-        artifact: a bundle folder (checkpoint or onnx), or a bare .onnx or .safetensors file.
+        artifact: a bundle folder (checkpoint or onnx), a bare .onnx file, or what is open already;
+            `robustkd.audit` also takes `teacher:NAME`.
         source: the checkpoint to hold it against; left out, the parent of the bundle where it is found.
         dataset: a name on the shelf, a folder or an .npz; left out, that of the bundle's recipe.
         data_root: where the data sets are.
@@ -58,7 +59,8 @@ def audit(
         min_clean: floor of clean accuracy in percent.
         seed: of the choice of images and of all attacks.
         resume: continue an interrupted audit; a finished one of the same kind is returned as it is.
-        output: the audit's folder; left out, `audit` inside the bundle, or `<stem>-audit` beside a bare file.
+        output: the audit's folder; left out, `audit` inside the bundle, `<stem>-audit` beside a bare file, or
+            `teacher-NAME/audit` in the runs folder.
         progress: called with one line per finished chunk and per warning.
 
     Returns:
@@ -71,12 +73,12 @@ def audit(
         RequirementError: a package is missing.
     """
     say = progress or (lambda line: None)
-    subject = open_subject(Path(artifact))
+    subject = artifact if isinstance(artifact, Subject) else open_subject(Path(artifact))
     recipe = subject.recipe
     config = _config(recipe, policy=policy, n=n, tolerance=tolerance, min_robust=min_robust, min_clean=min_clean)
     plan, threat = read_policy(config.policy), _threat(subject, eps, norm)
     folder = output or subject.home
-    with graceful(), locked(folder), subject.engine as engine:
+    with graceful(), locked(folder):
         if (folder / MANIFEST).is_file():
             return _finished(folder, subject, threat, config, plan.model_dump(), seed, resume), folder
         if folder.exists() and any(folder.iterdir()):
@@ -84,21 +86,22 @@ def audit(
         if resume and not partial_folder(folder).is_dir():
             say("there is nothing to resume here: the audit starts from the beginning")
         images, index = _images(dataset or recipe.get("dataset"), data_root, config.n, seed, say)
-        result, arrays = run_audit(
-            engine,
-            artifact=subject.facts,
-            images=images,
-            threat=threat,
-            policy=plan,
-            audit=config,
-            source=find_source(subject, Path(source) if source is not None else None, say),
-            twin=subject.net,
-            seed=seed,
-            folder=folder,
-            resume=resume,
-            index=index,
-            progress=lambda event: say(_line(event)),
-        )
+        with subject.engine(images.shape) as engine:
+            result, arrays = run_audit(
+                engine,
+                artifact=subject.facts,
+                images=images,
+                threat=threat,
+                policy=plan,
+                audit=config,
+                source=find_source(subject, Path(source) if source is not None else None, say),
+                twin=subject.net,
+                seed=seed,
+                folder=folder,
+                resume=resume,
+                index=index,
+                progress=lambda event: say(_line(event)),
+            )
         write_audit(result, arrays, folder, subject.bundle)
     return result, folder
 
@@ -117,7 +120,7 @@ def _config(recipe: dict[str, Any], **options: Any) -> AuditConfig:
 
 
 def _threat(subject: Subject, eps: float | str | None, norm: str | None) -> ThreatModel:
-    held = subject.bundle.manifest.threat if subject.bundle else None
+    held = subject.threat
     if held is None and eps is None:
         raise ConfigError("a bare file does not say what it should withstand", where=subject.facts.path, fix="give --eps 8/255")
     values = held.model_dump() if held is not None else {}

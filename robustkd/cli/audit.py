@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def audit(
-    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="A bundle folder, or a bare .onnx file.")],
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="A bundle folder, a bare .onnx file, or teacher:NAME.")],
     source: Annotated[
         Path | None, typer.Option("--source", help="Checkpoint to hold it against; left out, the bundle's parent.")
     ] = None,
@@ -46,7 +46,7 @@ def audit(
 
     Exit code: 0 pass, 10 fail, 11 inconclusive, 12 invalid (a sanity check blocks).
     """
-    from robustkd.auditing.verb import audit as run
+    from robustkd.api import audit as run
     from robustkd.result import EXIT
 
     result, folder = run(

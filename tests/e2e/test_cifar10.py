@@ -68,8 +68,13 @@ def test_the_audit_reproduces_the_teachers_published_clean_accuracy(cli, files, 
 
 
 def test_a_student_learns_from_it_and_its_export_is_audited(cli, files, tmp_path):
-    """Two epochs of 300 steps of DGAD: well above chance under attack, and the exported file agrees."""
+    """Two epochs of 300 steps of DGAD: well above chance under attack, and the exported file agrees.
+
+    A thousand images: on a hundred, the figure of one student goes ten points up or down with the choice of images.
+    """
     train, test, weights = files
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("noise_draws: 2\npgd_steps: 20\napgd_steps: 20\ntargets: 3\nsquare_queries: 0\n")
     recipe = {
         "dataset": {"name": "npz", "train": [str(train)], "test": [str(test)], "classes": list(CLASSES), "holdout": 400},
         "student": {"name": "resnet18", "width": 0.125},
@@ -77,10 +82,10 @@ def test_a_student_learns_from_it_and_its_export_is_audited(cli, files, tmp_path
         "method": {"name": "dgad"},
         "inner": {"steps": 3, "step_size": "4/255"},
         "train": {"epochs": 2, "batch_size": 32, "schedule": {"name": "onecycle"}, "tensorboard": False},
-        "audit": {"policy": "quick", "n": 100, "tolerance": 5},
+        "audit": {"policy": str(policy), "n": 1000, "tolerance": 5},
     }
     (tmp_path / "cifar.yaml").write_text(json.dumps(recipe))
     done = cli("run", "--recipe", tmp_path / "cifar.yaml", "--output", tmp_path / "out", "--json", timeout=1700)
-    assert done.code in (0, 11), done.stderr
+    assert done.code == 0, done.stderr
     target = json.loads(done.stdout)["targets"]["cpu-fp32"]
     assert target["clean_accuracy"] > 0.35 and target["robust_accuracy"] > 0.15
