@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from robustkd.losses import kl
 from robustkd.methods._base import Batch, Nets
-from robustkd.methods._repair import exchange
+from robustkd.methods._repair import exchange, repaired
+from robustkd.methods.dgad import Dgad
 from tests.contract.test_methods import attack, parameter_gradient, rng, step
-from tests.nets import CLOCK, SmallNet, frozen, images, labels, make, picture, readers
+from tests.nets import CLOCK, SmallNet, frozen, images, labels, make, outer, picture, readers
+from tests.parity.equations_variants import ABLATION, PARTS
 
 
 def pair(*, double: bool = False) -> Nets:
@@ -129,6 +136,14 @@ def test_rslad_teacher_sees_clean_images_only() -> None:
     assert len(nets.robust.seen) == 2, "one look for the attack, one for the loss"
 
 
+@pytest.mark.parametrize(("variant", "expected", "tolerance"), [("fixed", 0.0, 1e-15), ("code", 9.98e-6, 2e-8)])
+def test_rslad_of_a_perfect_student_is_zero_or_the_floors_bias(variant: str, expected: float, tolerance: float) -> None:
+    logits = torch.randn(600, 10, generator=rng()).double()
+    x = picture(logits, logits)
+    loss, _ = make("rslad", variant=variant).loss(readers(10), Batch(x, labels(600), x), None, CLOCK)
+    assert loss.item() == pytest.approx(expected, abs=tolerance)
+
+
 # --- AdaAD
 
 
@@ -167,7 +182,162 @@ def test_adaad_reductions_differ_by_the_class_count(classes: int, default: str) 
     assert value[None] == value[default]
 
 
+# --- AdaIAD
+
+
+def test_adaiad_before_its_gate_is_the_teachers_term_alone() -> None:
+    method, batch = make("adaad", introspection=True, gate_epoch=60), Batch(images(), labels(), images(seed=5))
+    nets = pair()
+    before, at = (method.loss(nets, batch, None, replace(CLOCK, epoch=epoch)) for epoch in (59, 60))
+    teacher = 900 * kl(nets.robust(batch.x_adv), nets.student(batch.x_adv), tau=30).mean()
+    assert before[0].item() == pytest.approx(teacher.item(), rel=1e-4)
+    assert "kl_own" not in before[1] and at[1]["kl_own"] > 0
+    assert (at[0] - at[1]["kl_own"]).item() == pytest.approx(before[0].item(), rel=1e-5)
+
+
+def test_adaiad_trusts_a_teacher_that_is_certain_of_the_label() -> None:
+    y = labels()
+    sure = 200.0 * torch.nn.functional.one_hot(y, 10)
+    batch = [picture(torch.randn(6, 10, generator=rng(i)), sure) for i in (0, 1)]
+    _, found = make("adaad", introspection=True, gate_epoch=0).loss(readers(10), Batch(batch[0], y, batch[1]), None, CLOCK)
+    assert found["kl_own"] == 0 and found["trust"] == 1
+
+
+def test_adaiad_trust_grows_with_the_teachers_probability_of_the_label() -> None:
+    y, found = labels(), []
+    for logit in (-5.0, 0.0, 2.0, 5.0):
+        x = picture(torch.zeros(6, 10), logit * torch.nn.functional.one_hot(y, 10))
+        _, terms = make("adaad", introspection=True).loss(readers(10), Batch(x, y, x), None, CLOCK)
+        found.append(terms["trust"].item())
+    assert 0 < found[0] < found[1] < found[2] < found[3] < 1
+
+
+def test_adaiad_target_is_live() -> None:
+    x, x_adv = (picture(*torch.randn(2, 6, 10, generator=rng(i))).requires_grad_(True) for i in (0, 1))
+    loss, _ = make("adaad", introspection=True, gate_epoch=0).loss(readers(10), Batch(x, labels(), x_adv), None, CLOCK)
+    (grad,) = torch.autograd.grad(loss, x)
+    assert (grad[:, :10].flatten(1).norm(dim=1) > 1e-6).all()
+
+
+@pytest.mark.parametrize(("epoch", "clean_bn_pass", "passes"), [(0, True, 2), (0, False, 1), (60, False, 2)])
+def test_adaiad_passes(epoch: int, clean_bn_pass: bool, passes: int) -> None:
+    nets = Nets(SmallNet(), pair().teachers)
+    method = make("adaad", introspection=True, clean_bn_pass=clean_bn_pass)
+    method.loss(nets, Batch(images(), labels(), images(seed=5)), None, replace(CLOCK, epoch=epoch))
+    assert len(nets.student.seen) == passes
+
+
+def test_adaiad_has_no_clean_teacher_term() -> None:
+    with pytest.raises(ValidationError, match="leave alpha at 1"):
+        make("adaad", introspection=True, alpha=0.5)
+
+
+# --- AdvFunMatch
+
+
+def test_advfunmatch_shows_teacher_and_student_the_same_images() -> None:
+    nets, method = pair(), make("advfunmatch")
+    x_adv = attack(method, nets, images(), labels())
+    step(method, nets, images(), labels(), x_adv)
+    assert len(nets.robust.seen) == len(nets.student.seen) > 2
+    assert all(torch.equal(t, s) for t, s in zip(nets.robust.seen, nets.student.seen, strict=True))
+
+
+def test_advfunmatch_without_augmentation_is_adaad_with_bmean() -> None:
+    found = []
+    for method in (make("advfunmatch"), make("adaad", alpha=1, reduction="bmean")):
+        nets = Nets(SmallNet(), pair().teachers)
+        x_adv = attack(method, nets, images(), labels())
+        loss, _ = step(method, nets, images(), labels(), x_adv)
+        found.append((x_adv, loss, parameter_gradient(loss, nets.student), nets.student.norm.running_mean))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_advfunmatch_uses_no_label() -> None:
+    found = []
+    for seed in (2, 3):
+        nets, y = pair(), labels(seed=seed)
+        x_adv = attack(make("advfunmatch"), nets, images(), y)
+        found.append((x_adv, step(make("advfunmatch"), nets, images(), y, x_adv)[0]))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
 # --- DGAD
+
+
+def _settings(row: str) -> dict[str, Any]:
+    """The switches that Dgad's docstring gives for one row of the ablation."""
+    lines = (inspect.getmodule(Dgad).__doc__ or "").splitlines()
+    (line,) = [text for text in lines if text.startswith(f"    {row}  ")]
+    words = [word.removeprefix("method.").split("=") for word in line.split() if word.startswith("method.")]
+    return {key: value == "true" for key, value in words}
+
+
+@pytest.mark.parametrize("row", ABLATION)
+def test_dgad_says_how_to_set_each_row_of_its_ablation(row: str) -> None:
+    config = Dgad.Config(name="dgad", **_settings(row))
+    assert tuple(part for part in PARTS if getattr(config, part)) == ABLATION[row]
+
+
+def test_dgad_without_its_parts_is_adaad_with_bmean() -> None:
+    batch = Batch(images(), labels(), images(seed=5))
+    ours, *_ = outer(make("dgad", **_settings("base")), pair(), batch)
+    theirs, *_ = outer(make("adaad", reduction="bmean"), pair(), batch)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("how", ["smooth", "mix"])
+def test_other_repairs_make_the_label_the_likeliest_and_leave_right_rows(how: Any) -> None:
+    logits, y = torch.randn(200, 7, generator=rng()), torch.randint(7, (200,), generator=rng(1))
+    wrong = logits.argmax(1) != y
+    out, given = repaired(logits, y, wrong, how=how, share=0.1), logits.softmax(1)
+    target = out.softmax(1)
+    assert torch.equal(out.argmax(1), y) and torch.allclose(target.sum(1), torch.ones(200))
+    assert torch.allclose(target[~wrong], given[~wrong], atol=1e-6)
+    onehot = torch.nn.functional.one_hot(y, 7)
+    rest = given if how == "mix" else torch.full_like(given, 1 / 7)
+    assert torch.allclose(target[wrong], (0.9 * onehot + 0.1 * rest)[wrong], atol=1e-6)
+
+
+def test_other_repairs_of_a_certain_teacher_stay_finite() -> None:
+    logits, y = torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([1])
+    for how in ("smooth", "mix"):
+        out = repaired(logits, y, torch.tensor([True]), how=how, share=0.3)  # type: ignore[arg-type]
+        assert out.isfinite().all() and out.softmax(1)[0, 1] == pytest.approx(0.8 if how == "smooth" else 0.7)
+
+
+def test_dgad_as_coded_over_weighs_a_short_batch() -> None:
+    nets, batch = _right_teacher()
+    losses = {v: make("dgad", beta=0, variant=v).loss(nets, batch, None, CLOCK)[0].item() for v in ("fixed", "code")}
+    assert losses["code"] == pytest.approx(losses["fixed"], rel=1e-6), "with no row wrong both are means over the rows"
+    logits = torch.zeros(6, 10)
+    logits[:2] = 4.0 * torch.nn.functional.one_hot((batch.y[:2] + 1) % 10, 10)  # two rows wrong
+    logits[2:] = 4.0 * torch.nn.functional.one_hot(batch.y[2:], 10)
+    x = picture(torch.randn(6, 10, generator=rng()), logits)
+    _, found = make("dgad", beta=0).loss(readers(10), Batch(x, batch.y, x), None, CLOCK)
+    coded, _ = make("dgad", beta=0, variant="code").loss(readers(10), Batch(x, batch.y, x), None, CLOCK)
+    st, at = found["kl_clean"].item() * 6, found["kl_adv"].item() * 6
+    assert coded.item() == pytest.approx(st / 128 + at / 4 * 126 / 128, rel=1e-6)
+
+
+def test_dgad_as_coded_survives_a_teacher_wrong_everywhere() -> None:
+    y = labels()
+    x = picture(torch.randn(6, 10, generator=rng()), 4.0 * torch.nn.functional.one_hot((y + 1) % 10, 10)).requires_grad_(True)
+    for kl_scale in (1.0, 0.5):
+        method = make("dgad", variant="code", beta=1, kl_scale=kl_scale)
+        loss, _ = method.loss(readers(10), Batch(x, y, x), None, CLOCK)
+        assert loss.isfinite() and torch.autograd.grad(loss, x)[0].isfinite().all()
+
+
+def test_dgad_of_the_paper_leaves_wrong_rows_clean_in_the_adversarial_pass() -> None:
+    nets, x, x_adv = pair(), images(), images(seed=5)
+    right = nets.robust(x).argmax(1)
+    y = right.clone()
+    y[:2] = (right[:2] + 1) % 10
+    make("dgad", variant="paper").loss(nets, Batch(x, y, x_adv), None, CLOCK)
+    clean, adversarial = nets.student.seen
+    assert torch.equal(clean, x)
+    assert torch.equal(adversarial, torch.cat([x[:2], x_adv[2:]]))
 
 
 def _right_teacher() -> tuple[Nets, Batch]:
