@@ -237,7 +237,7 @@ def test_iad_trust_is_a_growing_weight_without_gradient() -> None:
     assert torch.allclose(w, rows.detach().softmax(1)[:, 0] ** 0.1, rtol=1e-12)
     # 1 - w of a teacher almost certain, where a difference of two numbers near 1 has no digit left
     _, little = trust(torch.tensor([[30.0, 0.0]]), torch.tensor([0]), 0.1)
-    assert little.item() == pytest.approx(0.1 * np.exp(-30), rel=1e-5)
+    assert little.item() == pytest.approx(0.1 * np.exp(-30), rel=1e-5, abs=0)
 
 
 @pytest.mark.parametrize("form", ["iad-1", "iad-2"])
@@ -298,6 +298,27 @@ def test_iad_2_keeps_its_two_teachers_apart(case: Any, gated: bool) -> None:
     close(adversarial[:, :classes, 0, 0], expected.grad_a)
     close(torch.zeros_like(x)[:, :classes, 0, 0] if clean is None else clean[:, :classes, 0, 0], expected.grad_s)
     assert not adversarial[:, classes:].any() and (clean is None or not clean[:, classes:].any())
+
+
+@pytest.mark.parametrize("form", ["iad-1", "iad-2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_open_gate_stands_extreme_logits(form: str, dtype: torch.dtype) -> None:
+    """The shelf's own test runs in epoch 0, before any introspection."""
+    batch = read_batch(*(1e4 * logits(i) for i in range(4)), labels())
+    x, x_adv = (z.detach().to(dtype).requires_grad_(True) for z in (batch.x, batch.x_adv))
+    loss, terms = loss_of("iad", Batch(x, batch.y, x_adv), LATE, form=form)
+    assert loss.isfinite() and all(term.isfinite() for term in terms.values())
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, (x, x_adv)))
+
+
+@pytest.mark.parametrize("form", ["iad-1", "iad-2"])
+def test_open_gate_computes_half_precision_logits_in_float32(form: str) -> None:
+    z = [logits(i).bfloat16().double() for i in range(4)]
+    full = read_batch(*z, labels())
+    half = Batch(full.x.detach().bfloat16(), full.y, full.x_adv.detach().bfloat16())
+    found, _ = loss_of("iad", half, LATE, form=form)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(loss_of("iad", full, LATE, form=form)[0].item(), rel=1e-5)
 
 
 # --- AKD
