@@ -1,6 +1,6 @@
 """What IGDM and SAAD compute from a robust teacher at x'; shared by their add-ons and by the method `saad`.
 
-IGDM (Lee et al., ICLR 2025; methods.md, 6.1) and SAAD (TMLR 2026; 6.2).
+IGDM (Lee et al., ICLR 2025; methods.md, 6.1) and SAAD (Lee & Chung, TMLR 2026; 6.2).
 """
 
 from __future__ import annotations

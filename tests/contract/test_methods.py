@@ -22,7 +22,7 @@ NAMES = Shelf("methods").names()
 THREAT = ThreatModel(eps=8 / 255)
 STEPS = 3
 
-#: passes of the student in one outer step, methods.md section 1.4: c = clean, a = adversarial
+#: passes of the student in one outer step, methods.md section 1.4: c = clean, a = adversarial, m = mirrored, x - (x' - x)
 PASSES = {
     "standard": "c",
     "pgd-at": "ac",
@@ -38,6 +38,7 @@ PASSES = {
     "iad": "ac",
     "akd": "ac",
     "kd": "c",
+    "saad": "amc",
 }
 
 every = pytest.mark.parametrize("name", NAMES)
@@ -194,7 +195,7 @@ def test_detaching_the_teacher_changes_the_attack_gradient(name: str) -> None:
 
     class Detached(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = nets.robust(x.detach())
+            logits: Tensor = nets.robust(x.detach()) + 0 * x.sum()  # a slope there is, and it is nothing
             return logits
 
     grads = []
@@ -243,7 +244,7 @@ def test_passes_run_in_the_papers_order(name: str) -> None:
     method, x, y, x_adv = make(name), images(), labels(), images(seed=5)
     nets = nets_for(method)
     step(method, nets, x, y, x_adv)
-    kinds = {"c": x, "a": x_adv}
+    kinds = {"c": x, "a": x_adv, "m": x - (x_adv - x)}
     assert nets.student.modes == [True] * len(PASSES[name])
     assert all(torch.equal(seen, kinds[kind]) for seen, kind in zip(nets.student.seen, PASSES[name], strict=True))
 

@@ -14,6 +14,7 @@ from robustkd.methods._base import Batch
 from tests.nets import CLOCK, make, outer, picture, readers
 from tests.parity import equations as eq
 from tests.parity import equations_one_teacher as one
+from tests.parity import equations_saad as saad
 from tests.parity import equations_two_teachers as two
 from tests.parity import equations_variants as variants
 from tests.parity.equations import Array, Case, Inner, Labels, Outer
@@ -107,8 +108,8 @@ INNER: dict[str, Callable[[Case], Inner]] = {
     "mtard": eq.inner_label,
     "b-mtard": eq.inner_label,
 }
-OUTER |= one.OUTER | variants.OUTER
-INNER |= one.INNER
+OUTER |= one.OUTER | variants.OUTER | saad.OUTER
+INNER |= one.INNER | saad.INNER
 
 
 def close(ours: Any, theirs: Any) -> None:
