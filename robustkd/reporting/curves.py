@@ -6,7 +6,7 @@ import importlib
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ Series = dict[str, tuple[list[float], list[float]]]
 
 #: keys of a step line that are no loss terms
 _NOT_TERMS = frozenset({"step", "epoch", "lr", "loss", "images_per_s", "inner_share", "seconds"})
+#: what a method balances by itself, in drawings of their own: the prefix of a column's name, what the axis is called
+_GAUGES = {"w_": "loss weight", "tau_": "teacher temperature", "entropy_": "teacher entropy, nats"}
 #: most points drawn per curve; longer runs are averaged in equal bins, which keeps the page light
 _POINTS = 240
 #: colours that matplotlib writes and the page's variables that take their place, so that a curve follows light and dark
@@ -28,16 +30,25 @@ _COLOURS = ("#010101", "#020202", "#030303", "#040404", "#050505", "#060606")
 
 
 @dataclass(frozen=True)
+class Gauge:
+    """A drawing of quantities of one kind that a method adapts, and its name."""
+
+    name: str
+    drawing: str
+
+
+@dataclass(frozen=True)
 class Curves:
-    """Two drawings (markup that is safe to inline) and what they say in words."""
+    """Drawings (markup that is safe to inline) and what they say in words; `gauges` only where the method has state."""
 
     loss: str
     accuracy: str
     caption: str
+    gauges: tuple[Gauge, ...] = ()
 
 
 def curves(metrics: Sequence[Line], *, prefix: str = "c") -> Curves | None:
-    """Draw the loss with its terms over the steps, and the accuracies over the epochs.
+    """Draw the loss with its terms, loss weights and temperatures over the steps, and the accuracies over the epochs.
 
     `prefix` keeps the ids of several drawings on one page apart.
 
@@ -50,7 +61,7 @@ def curves(metrics: Sequence[Line], *, prefix: str = "c") -> Curves | None:
         return None
     loss = _draw(_losses(steps), "step", "loss", f"{prefix}-loss") if steps else ""
     accuracy = _draw(_accuracies(evaluations), "epoch", "accuracy, %", f"{prefix}-accuracy", top=100.0) if evaluations else ""
-    return Curves(loss, accuracy, _caption(steps, evaluations))
+    return Curves(loss, accuracy, _caption(steps, evaluations), tuple(_gauges(steps, prefix)))
 
 
 def _number(value: Any) -> float | None:
@@ -67,7 +78,18 @@ def _losses(steps: Sequence[Line]) -> Series:
 
 
 def _terms(steps: Sequence[Line]) -> list[str]:
-    return [name for name, value in steps[0].items() if name not in _NOT_TERMS and _number(value) is not None]
+    names = [name for name, value in steps[0].items() if name not in _NOT_TERMS and _number(value) is not None]
+    return [name for name in names if not name.startswith(tuple(_GAUGES))]
+
+
+def _gauges(steps: Sequence[Line], prefix: str) -> Iterator[Gauge]:
+    first = steps[0] if steps else {}
+    for start, up in _GAUGES.items():
+        names = [name for name, value in first.items() if name.startswith(start) and _number(value) is not None]
+        series = {name: _series(steps, "step", lambda line, name=name: line.get(name)) for name in names[: len(_COLOURS)]}
+        if highest := max((value for _, y in series.values() for value in y), default=0.0):
+            # hardly moving curves would lie on the upper edge
+            yield Gauge(up, _draw(series, "step", up, f"{prefix}-{start.rstrip('_')}", top=1.1 * abs(highest)))
 
 
 def _accuracies(evaluations: Sequence[Line]) -> Series:

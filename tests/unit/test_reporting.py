@@ -231,6 +231,33 @@ def test_curves_follow_the_metrics() -> None:
     assert "var(--line-1)" in drawn.loss and "currentColor" in drawn.loss and "<style" not in drawn.loss
 
 
+def test_what_a_method_balances_is_drawn_apart_from_its_losses() -> None:
+    state = {"w_adv": 0.5, "w_nat": 0.5, "tau_adv": 1.0, "tau_nat": 3.9, "entropy_adv": 1.2, "entropy_nat": 0.1}
+    drawn = curves([{**line, **state} if "loss" in line else line for line in metrics()])
+    assert drawn is not None
+    assert [gauge.name for gauge in drawn.gauges] == ["loss weight", "teacher temperature", "teacher entropy, nats"]
+    weights, temperatures, entropies = (gauge.drawing for gauge in drawn.gauges)
+    for name, drawing in zip(state, (weights, weights, temperatures, temperatures, entropies, entropies), strict=True):
+        assert name in drawing and name not in drawn.loss
+        assert drawing.count(">tau_adv<") == (1 if drawing is temperatures else 0)
+    assert "kl_robust" in drawn.loss
+    ids = [set(re.findall(r' id="([^"]*)"', drawing)) for drawing in (drawn.loss, weights, temperatures, entropies)]
+    assert sum(map(len, ids)) == len(set().union(*ids)), "ids of several drawings on one page differ"
+
+
+def test_the_page_shows_a_drawing_for_each_kind_of_state() -> None:
+    lines = tuple({**line, "w_adv": 0.5, "tau_adv": 1.0} if "loss" in line else line for line in metrics())
+    page = reporting.render([ReportInput(result(), metrics=lines)])
+    for label in ("Loss weight over the steps", "Teacher temperature over the steps"):
+        assert page.count(f'<figure role="img" aria-label="{label}"><svg') == 1
+    assert "entropy" not in page
+
+
+def test_a_method_without_state_has_no_such_drawing() -> None:
+    drawn = curves(metrics())
+    assert drawn is not None and drawn.gauges == ()
+
+
 def test_one_epoch_is_a_whole_number_on_the_axis() -> None:
     drawn = curves([{"step": 9, "epoch": 0, "clean_accuracy": 0.7, "robust_accuracy": 0.6}])
     assert drawn is not None and drawn.loss == ""
