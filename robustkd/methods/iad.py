@@ -142,7 +142,7 @@ class Iad(Method[IadConfig, None]):
 
 
 def trust(logits: Tensor, y: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """The weights w = p_y^beta in (0, 1] and 1 - w, both (N,), without gradient; exact also near w = 1.
+    """The weights w = p_y^beta in (0, 1] and 1 - w, both (N,), without gradient; the second is no difference of numbers near 1.
 
     Args:
         logits: the robust teacher's at x', (N, C).
