@@ -78,6 +78,7 @@ class Method(ABC, Generic[C, S]):
     roles: ClassVar[tuple[Role, ...]] = ()
     through_teacher: ClassVar[bool] = False
     adversarial: ClassVar[bool] = True
+    labels: ClassVar[bool] = True  # training looks at them
     includes: ClassVar[tuple[str, ...]] = ()  # add-ons (keys of `addons`) that are part of it already
     start: ClassVar[Start] = "noise"
     attack_mode: ClassVar[BatchNormMode] = "eval"
@@ -90,6 +91,11 @@ class Method(ABC, Generic[C, S]):
     def roles_for(cls, config: MethodConfig) -> tuple[Role, ...]:
         """The teachers it wants with these knobs: `roles`, which are those of the default knobs, unless one changes them."""
         return cls.roles
+
+    @classmethod
+    def labels_for(cls, config: MethodConfig) -> bool:
+        """Whether training looks at labels with these knobs: `labels`, unless a knob changes it."""
+        return cls.labels
 
     def init(self) -> S | None:
         """The state before the first step."""

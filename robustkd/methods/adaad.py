@@ -63,8 +63,14 @@ class Adaad(Method[AdaadConfig, None]):
     )
     departures = "none; the code's reductions, which differ by data set (variant: paper has one)"
     roles = ("robust",)
+    labels = False
     through_teacher = True
     Config = AdaadConfig
+
+    @classmethod
+    def labels_for(cls, config: MethodConfig) -> bool:
+        """AdaIAD reads the teacher's trust in the label."""
+        return isinstance(config, AdaadConfig) and config.introspection
 
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective:
         """KL(T(x') || S(x')); both sides move with x'."""

@@ -37,6 +37,7 @@ class Advfunmatch(Method[AdvfunmatchConfig, None]):
     equation = "x~ = Aug(x)    inner: max KL(T(x~ + d) || S(x~ + d))    outer: the same KL at the point found"
     departures = "only the abstract could be read: KL direction, attack, temperature and batch-norm passes are AdaAD's"
     roles = ("robust",)
+    labels = False
     through_teacher = True
     Config = AdvfunmatchConfig
 

@@ -37,6 +37,7 @@ class Rslad(Method[RsladConfig, None]):
     equation = "t = T(x)    inner: max KL(t || S(x'))    outer: 5/6 KL(t || S(x')) + 1/6 KL(t || S(x))"
     departures = "exact KL instead of the code's 1e-5 floor (variant: code has it; same gradient)"
     roles = ("robust",)
+    labels = False
     Config = RsladConfig
 
     def inner(self, nets: Nets, x: Tensor, y: Tensor) -> Objective:
