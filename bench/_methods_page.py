@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench._methods_plan import AUTOATTACK, YARDSTICK, Setting
-from bench._methods_table import Line, Run, lines, table, teachers
+from bench._methods_table import Line, Run, costs, lines, table, teachers
 
 INTRODUCTION = """\
 # All methods on one student
@@ -21,12 +21,13 @@ again may.
 
 `against {YARDSTICK}` is the difference in points under AutoAttack. `worse / better` counts pairs of image and seed on which
 {YARDSTICK} holds and the method is broken, and the reverse, with the exact McNemar test over these pairs; pairs of one image
-are not independent, so this p is too small where seeds agree. The next two columns count images on which one of the two holds
-in more seeds than the other, with the exact sign test, which has no such flaw.
+are not independent, so this p is too small where seeds agree. `images worse / better` counts images on which one of the two
+holds in more seeds than the other, with the exact sign test, which has no such flaw."""
 
-`passes per image` is counted by `robustkd.methods._cost` for the attack above, in forward passes of the network named (an
-input gradient is 1 more, a full backward 2 more). `ms per step` is the median over the logged steps of a batch, then over
-seeds; `x {YARDSTICK}` is its ratio to {YARDSTICK} with the same seed, median over seeds."""
+COSTS = f"""\
+Passes are counted by `robustkd.methods._cost` for the attack above, per training image and in forward passes of the network
+named (an input gradient is 1 more, a full backward 2 more). Times are the median over the logged steps of a batch, then over
+seeds; `times {YARDSTICK}` is the ratio to {YARDSTICK} with the same seed, median over seeds."""
 
 CAVEATS = """\
 - This is no ranking of the papers. The student is small, training is short and its attack weak; the papers train far larger
@@ -53,6 +54,7 @@ def page(runs: list[Run], command: str, *, missing: list[str], failed: dict[str,
     setting, found, shown = Setting.read(runs[0]["setting"]), lines(runs), teachers(runs)
     parts = [INTRODUCTION, *_setting(runs, setting, found), f"```bash\n{command}\n```"]
     parts += ["## Result", table(found), READING, *_correction(found), *_notes(found)]
+    parts += ["## Cost of a training step", costs(found), COSTS]
     parts += ["## Teachers", shown] if shown else []
     parts += ["## Caveats", _caveats(runs)]
     if missing or failed:

@@ -21,11 +21,13 @@ class Paired:
     """The yardstick against a row under AutoAttack: same images, same seeds.
 
     Attributes:
+        gap: the row's accuracy minus the yardstick's, as a fraction.
         b: pairs of image and seed on which the yardstick holds and the row is broken; c: the reverse.
         p: exact McNemar over these pairs.
         b_images: images on which the yardstick holds in more seeds; c_images: the reverse; p_images: exact sign test.
     """
 
+    gap: float
     b: int
     c: int
     p: float
@@ -93,7 +95,8 @@ def _paired(runs: dict[int, Run], yard: dict[int, Run], seeds: list[int]) -> Pai
     b, c = int((theirs > ours).sum()), int((ours > theirs).sum())
     lead = theirs.sum(0) - ours.sum(0)
     b_images, c_images = int((lead > 0).sum()), int((lead < 0).sum())
-    return Paired(b, c, mcnemar_exact(b, c), b_images, c_images, mcnemar_exact(b_images, c_images))
+    by_image = mcnemar_exact(b_images, c_images)
+    return Paired((c - b) / ours.size, b, c, mcnemar_exact(b, c), b_images, c_images, by_image)
 
 
 def with_interval(share: float, n: int) -> str:
@@ -103,11 +106,22 @@ def with_interval(share: float, n: int) -> str:
 
 
 def table(found: list[Line]) -> str:
-    """The lines as Markdown; accuracies in percent."""
+    """Accuracies in percent and the comparison with the yardstick, as Markdown."""
     head = ["method", "seeds", *MEASURES[:2], "AutoAttack", "over seeds", f"against {YARDSTICK}"]
-    head += ["worse / better", "p", "worse / better, images", "p, images", "passes per image", "ms per step", f"x {YARDSTICK}"]
-    texts = [head, ["---"] * len(head), *([*_accuracies(line), *_against(line, found), *_costs(line)] for line in found)]
-    return "\n".join("| " + " | ".join(text) + " |" for text in texts)
+    return markdown(
+        [*head, "worse / better", "images worse / better"], [[*_accuracies(line), *_against(line)] for line in found]
+    )
+
+
+def costs(found: list[Line]) -> str:
+    """What a training step costs, as Markdown, the cheapest first."""
+    head = ["method", "passes per image", "ms per step", f"times {YARDSTICK}"]
+    return markdown(head, [_costs(line) for line in sorted(found, key=lambda line: line.seconds_per_step)])
+
+
+def markdown(head: list[str], body: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))
 
 
 def _accuracies(line: Line) -> list[str]:
@@ -116,31 +130,28 @@ def _accuracies(line: Line) -> list[str]:
     return [line.label, str(len(line.seeds)), *shown, f"{100 * min(spread):.1f} to {100 * max(spread):.1f}"]
 
 
-def _against(line: Line, found: list[Line]) -> list[str]:
-    pair = line.paired
-    if pair is None:
-        return [""] * 5
-    yard = next(other for other in found if other.label == YARDSTICK)
-    common = [seed for seed in line.seeds if seed in yard.seeds]
-    gap = (pair.c - pair.b) / (len(common) * line.n["autoattack"])
-    tests = [f"{pair.b} / {pair.c}", _p(pair.p), f"{pair.b_images} / {pair.c_images}", _p(pair.p_images)]
-    return [f"{100 * gap:+.1f}", *tests]
+def _against(line: Line) -> list[str]:
+    if (pair := line.paired) is None:
+        return [""] * 3
+    images = f"{pair.b_images} / {pair.c_images} ({_p(pair.p_images)})"
+    return [f"{100 * pair.gap:+.1f}", f"{pair.b} / {pair.c} ({_p(pair.p)})", images]
 
 
 def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
 
 
 def _costs(line: Line) -> list[str]:
     passes = ", ".join([f"student {line.cost['student']}", *(f"{role} {n}" for role, n in line.cost["teachers"].items())])
-    return [passes, f"{1000 * line.seconds_per_step:.0f}", "" if line.ratio is None else f"{line.ratio:.2f}"]
+    ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
+    return [line.label, passes, f"{1000 * line.seconds_per_step:.0f}", ratio]
 
 
 def teachers(runs: list[Run]) -> str:
-    """The teachers on the same images; empty where none was measured."""
-    texts = [["teacher", *MEASURES[:2], "AutoAttack"], ["---"] * 4]
+    """The teachers on the same images, as Markdown; empty where none was measured."""
+    body = []
     for run in runs:
         if run["name"] in (CLEAN_TEACHER, ROBUST_TEACHER):
             flags = [as_flags(run["flags"][measure]) for measure in MEASURES]
-            texts.append([run["name"], *(with_interval(float(f.mean()), len(f)) for f in flags)])
-    return "\n".join("| " + " | ".join(text) + " |" for text in texts) if len(texts) > 2 else ""
+            body.append([run["name"], *(with_interval(float(f.mean()), len(f)) for f in flags)])
+    return markdown(["teacher", *MEASURES[:2], "AutoAttack"], body) if body else ""

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     told = argparse.ArgumentParser(prog="python -m bench.methods", description=str(__doc__).split("\n", 1)[0])
-    told.add_argument("--output", type=Path, required=True, help="folder of the runs; the same folder resumes")
+    told.add_argument("--output", type=Path, default=Path("runs/bench-methods"), help="the same folder resumes")
     told.add_argument("--methods", type=_names, help="rows, comma-separated; left out: all (--list names them)")
     told.add_argument("--seeds", type=_seeds, default=(0, 1, 2))
     told.add_argument("--epochs", type=int, default=DEFAULT.epochs)
@@ -170,6 +170,8 @@ class Team:
                 child.send_signal(signal.SIGTERM)
             code = child.wait()
             self.children.discard(child)
+        if code and self.stopped.is_set():
+            code = INTERRUPTED  # whatever it was doing: a signal may arrive before it can answer one
         if code not in (0, INTERRUPTED) and not (folder / FAILED).is_file():
             write_json(folder / FAILED, {"name": name, "what": f"a bug: it left with code {code}; see its log.txt"})
         word = {0: "measured", INTERRUPTED: "interrupted"}.get(code, "failed")

@@ -8,7 +8,7 @@ from bench import methods
 from bench._methods_page import page
 from bench._methods_plan import YARDSTICK, Row, Setting, choose, clean_recipe, recipe_for, rows
 from bench._methods_run import MEASURED, train
-from bench._methods_table import lines, table
+from bench._methods_table import costs, lines, table
 from robustkd.catalog import Shelf
 from robustkd.errors import ArtifactError, ConfigError
 from robustkd.methods._cost import cost_of
@@ -67,7 +67,15 @@ def test_the_table_has_a_cell_for_each_head_and_shows_intervals():
     head, rule, first, last = table(lines(runs)).splitlines()
     assert head.count("|") == rule.count("|") == first.count("|") == last.count("|")
     assert "| 100.0 (51.0 to 100.0) |" in first
-    assert "| -100.0 | 4 / 0 | 0.125 | 4 / 0 | 0.125 |" in last
+    assert "| -100.0 | 4 / 0 (p 0.125) | 4 / 0 (p 0.125) |" in last
+
+
+def test_costs_are_counted_passes_and_times_the_cheapest_first():
+    runs = [measured("pgd-at", 0, "1111"), measured("standard", 0, "0000", seconds=0.025)]
+    assert costs(lines(runs)).splitlines()[2:] == [
+        "| standard | student 7 | 25 | 0.25 |",
+        "| pgd-at | student 7 | 100 | 1.00 |",
+    ]
 
 
 def test_without_the_yardstick_nothing_is_compared():
