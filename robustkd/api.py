@@ -25,7 +25,7 @@ from robustkd.reporting.html import write_report as report
 from robustkd.result import AuditResult, Status
 from robustkd.signals import check, graceful
 from robustkd.training.loop import Listen
-from robustkd.training.teachers import load_teachers, read_card
+from robustkd.training.teachers import check_teachers, load_teachers, read_card
 from robustkd.training.verb import WORK
 from robustkd.training.verb import distill as _distill
 
@@ -76,9 +76,12 @@ def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
     """A recipe by shipped name or path, with `key=value` settings applied last.
 
     Raises:
-        ConfigError: the file, a key or a value is wrong.
+        ConfigError: the file, a key or a value is wrong, or a teacher does not suit the data.
     """
-    return validate(Recipe, override(read("recipe", str(name)), settings))
+    source = override(read("recipe", str(name)), settings)
+    recipe = validate(Recipe, source)
+    check_teachers(recipe, source.where)
+    return recipe
 
 
 def runs_folder() -> Path:

@@ -165,8 +165,15 @@ def _prepare(recipe: Recipe, images: ImageSet, work: Path, team: Team) -> tuple[
     train, held = divide(images, recipe)
     if len(train) < 2:
         raise ConfigError("fewer than two training images are left", where="dataset", fix="lower dataset.holdout")
-    channels, classes = train.shape[0], len(train.classes)
-    teachers, origins = load_teachers(recipe.teachers, channels=channels, classes=classes, device=team.place.device)
+    (channels, height, width), classes = train.shape, len(train.classes)
+    teachers, origins = load_teachers(
+        recipe.teachers,
+        channels=channels,
+        classes=classes,
+        device=team.place.device,
+        size=(height, width),
+        root=recipe.dataset.folder(),
+    )
     loop = Loop(recipe, train=train, held=held, teachers=teachers, team=team, folder=work)
     return loop, origins
 
