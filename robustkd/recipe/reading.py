@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,16 +203,25 @@ def _explain(model: type[BaseModel], error: ValidationError, source: Source) -> 
     cause = first.get("ctx", {}).get("error")
     message = first["msg"].removeprefix("Value error, ")
     fix = getattr(cause, "fix", "")
+    about: Key = (*location, *getattr(cause, "key", ()))
     if first["type"] == "extra_forbidden":
         owner = field_names(model, source.values, location[:-1])
         message, fix = f"{key} is not a field", nearest(str(location[-1]), owner) if owner else ""
     elif first["type"] == "missing":
         message, fix = f"{key} is missing", f"add {location[-1]} to the file, or --set {key}=..."
+    elif first["type"] == "literal_error":
+        message, fix = f"{key}: {message[0].lower()}{message[1:]}", _choice(first)
     elif key:
         message = f"{key}: {message[0].lower()}{message[1:]}"
         shown = json.dumps(first.get("input"), default=str)
         fix = fix or f"it is {shown[:80]}"
-    return ConfigError(message, where=source.where(location), fix=fix)
+    return ConfigError(message, where=source.where(about), fix=fix)
+
+
+def _choice(error: Any) -> str:
+    """The nearest of the words a field takes."""
+    words = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
+    return nearest(str(error.get("input")), words) if words else f"it is {error.get('input')!r}"
 
 
 def field_names(model: type[BaseModel], values: Any, location: Key) -> list[str]:

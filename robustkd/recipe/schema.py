@@ -25,11 +25,11 @@ class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
 
 class Refused(ValueError):
-    """A value that cannot be; carries the sentence that mends it."""
+    """A value that cannot be; carries the sentence that mends it, and the key it is about where pydantic cannot know."""
 
-    def __init__(self, what: str, fix: str) -> None:
+    def __init__(self, what: str, fix: str, *, key: tuple[str | int, ...] = ()) -> None:
         super().__init__(what)
-        self.fix = fix
+        self.fix, self.key = fix, key
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,9 @@ class Recipe(Section, frozen=True):
             need, name = " and ".join(wanted) or "no", self.method.name
             mend = ", ".join(f"{{role: {role}, id: NAME}}" for role in wanted)
             raise Refused(
-                f"{name} wants {need} teacher(s), the recipe gives {', '.join(given) or 'none'}", f"teachers: [{mend}]"
+                f"teachers: {name} wants {need} teacher(s), the recipe gives {', '.join(given) or 'none'}",
+                f"teachers: [{mend}]",
+                key=("teachers" if "teachers" in self.model_fields_set else "method",),
             )
         return self
 

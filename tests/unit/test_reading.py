@@ -115,7 +115,7 @@ def test_every_value_knows_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "what", "fix"),
     [
-        ("epohcs: 3", "epohcs is not a field", "valid: audit, "),
+        ("epohcs: 3", "epohcs is not a field", "valid: addons, audit, "),
         ("methd: {}", "methd is not a field", "did you mean method?"),
         ("train: {epohcs: 3}", "train.epohcs is not a field", "did you mean epochs?"),
         ("train: {schedule: {warmpu: 1}}", "train.schedule.warmpu is not a field", "did you mean warmup?"),
@@ -127,7 +127,7 @@ def test_every_value_knows_its_line(tmp_path: Path) -> None:
         ("train: {lr: .nan}", "train.lr: input should be", "it is"),
         ("train: 3", "train: input should be", "it is 3"),
         ("threat: {eps: far}", "threat.eps: 'far' is not a pixel distance; write 8/255 or 0.0314", 'it is "far"'),
-        ("threat: {norm: l3}", "threat.norm: input should be 'linf' or 'l2'", 'it is "l3"'),
+        ("threat: {norm: l3}", "threat.norm: input should be 'linf' or 'l2'", "valid: l2, linf"),
         ("seed: -1", "seed: input should be greater", "it is -1"),
         ("teachers: {id: a}", "teachers: input should be a valid tuple", "it is"),
         ("teachers: [{role: robust}]", "teachers.0: a teacher needs either id or path", "it is"),
