@@ -17,9 +17,10 @@ term, so it keeps alpha 1.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+import torch
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from robustkd.ascent import Objective
@@ -45,11 +46,20 @@ class AdaadConfig(MethodConfig, frozen=True):
         None, description="AdaIAD: multiply the teacher term by w too; left out: as in `variant`"
     )
 
-    @model_validator(mode="after")
-    def _one_teacher_term(self) -> AdaadConfig:
-        if self.introspection and self.alpha != 1:
-            raise ValueError("introspection has no clean teacher term: leave alpha at 1")
-        return self
+    @field_validator("introspection")
+    @classmethod
+    def _one_teacher_term(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("alpha", 1) != 1:
+            raise ValueError("AdaIAD has no clean teacher term, leave alpha at 1")
+        return value
+
+    @field_validator("tau", "gate_epoch", "beta", "weight_teacher_term")
+    @classmethod
+    def _of_adaiad(cls, value: Any, info: ValidationInfo) -> Any:
+        # a resolved recipe writes every knob out, so the default passes
+        if info.data.get("introspection") is False and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError("a knob of AdaIAD, add introspection: true")
+        return value
 
 
 class Adaad(Method[AdaadConfig, None]):
@@ -94,14 +104,16 @@ class Adaad(Method[AdaadConfig, None]):
         own = nets.student(batch.x) if config.clean_bn_pass or not gated else None
         teacher, student = fixed(nets.robust, batch.x_adv), nets.student(batch.x_adv)
         per_image = config.tau**2 * kl(teacher, student, tau=config.tau)
-        trust = (-config.beta * cross_entropy(teacher, batch.y)).exp()  # pT(y | x')^beta
+        log_trust = -config.beta * cross_entropy(teacher, batch.y)  # of pT(y | x')^beta
+        trust = log_trust.exp()
         weigh = config.variant == "paper" if config.weight_teacher_term is None else config.weight_teacher_term
         if weigh and not gated:
             per_image = trust * per_image
         adversarial = self._mean(batch.weighted(per_image))
         if gated or own is None:
             return adversarial, terms(kl_adv=adversarial, trust=trust.mean())
-        self_term = self._mean((1 - trust) * kl(own, student))
+        # 1 - w of a teacher that is almost certain would keep few digits
+        self_term = self._mean(-torch.expm1(log_trust) * kl(own, student))
         return adversarial + self_term, terms(kl_adv=adversarial, kl_own=self_term, trust=trust.mean())
 
     def _mean(self, per_image: Tensor) -> Tensor:

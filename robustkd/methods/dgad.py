@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from robustkd.ascent import Objective
@@ -53,6 +53,17 @@ class DgadConfig(MethodConfig, frozen=True):
     repair: Repair = Field("swap", description="what ELS does: swap; smooth or mix in its place (our reading)")
     repair_share: float = Field(0.1, gt=0, lt=1, description="smooth, mix: share of the uniform or the teacher's distribution")
     batch_size: int = Field(128, ge=1, description="variant code: nominal batch size of one process")
+
+    @field_validator("repair_share", "batch_size")
+    @classmethod
+    def _has_a_use(cls, value: float, info: ValidationInfo) -> float:
+        # a resolved recipe writes every knob out, so the default passes
+        used = info.data.get("repair") != "swap" if info.field_name == "repair_share" else info.data.get("variant") == "code"
+        if not used and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(
+                "this is of repair smooth and mix" if info.field_name == "repair_share" else "this is of variant code"
+            )
+        return value
 
 
 class Dgad(Method[DgadConfig, None]):

@@ -227,9 +227,23 @@ def test_adaiad_passes(epoch: int, clean_bn_pass: bool, passes: int) -> None:
     assert len(nets.student.seen) == passes
 
 
-def test_adaiad_has_no_clean_teacher_term() -> None:
+def test_adaiad_has_no_clean_teacher_term_and_adaad_none_of_its_knobs() -> None:
     with pytest.raises(ValidationError, match="leave alpha at 1"):
         make("adaad", introspection=True, alpha=0.5)
+    for knob in ({"tau": 2}, {"gate_epoch": 0}, {"beta": 1}, {"weight_teacher_term": True}):
+        with pytest.raises(ValidationError, match="add introspection: true"):
+            make("adaad", **knob)
+    written_out = make("adaad").config.model_dump()
+    assert make("adaad", **{k: v for k, v in written_out.items() if k != "name"}).config == make("adaad").config
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adaiad_past_its_gate_stands_extreme_logits(dtype: torch.dtype) -> None:
+    s, a, t, u = (1e4 * torch.randn(6, 10, generator=rng(i)) for i in range(4))
+    x, x_adv = (picture(*pair).to(dtype).requires_grad_(True) for pair in ((s, t), (a, u)))
+    loss, terms = make("adaad", introspection=True, gate_epoch=0).loss(readers(10), Batch(x, labels(), x_adv), None, CLOCK)
+    assert loss.isfinite() and all(term.isfinite() for term in terms.values())
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, (x, x_adv)))
 
 
 # --- AdvFunMatch
@@ -284,6 +298,14 @@ def test_dgad_without_its_parts_is_adaad_with_bmean() -> None:
     ours, *_ = outer(make("dgad", **_settings("base")), pair(), batch)
     theirs, *_ = outer(make("adaad", reduction="bmean"), pair(), batch)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_dgad_refuses_knobs_without_a_use() -> None:
+    for knobs in ({"repair_share": 0.5}, {"batch_size": 64}, {"variant": "paper", "batch_size": 64}):
+        with pytest.raises(ValidationError, match="this is of"):
+            make("dgad", **knobs)
+    assert make("dgad", repair="mix", repair_share=0.5).config.repair_share == 0.5
+    assert make("dgad", variant="code", batch_size=64).config.batch_size == 64
 
 
 @pytest.mark.parametrize("how", ["smooth", "mix"])
