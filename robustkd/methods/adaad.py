@@ -50,7 +50,7 @@ class AdaadConfig(MethodConfig, frozen=True):
     @classmethod
     def _one_teacher_term(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("alpha", 1) != 1:
-            raise ValueError("AdaIAD has no clean teacher term, leave alpha at 1")
+            raise ValueError("there is no clean teacher term then: leave alpha at 1")
         return value
 
     @field_validator("tau", "gate_epoch", "beta", "weight_teacher_term")
