@@ -38,8 +38,10 @@ CAVEATS = """\
 
 SCALE = """\
 - One learning rate for all. The KL terms of {} are averaged over images and classes, as their authors' code does
-  for ten classes, and so are ten times smaller than the others' (ARD's temperature makes up for it); in a short run that can
-  cost accuracy. `adaad-bmean` shows how much for AdaAD."""
+  for ten classes, and so are ten times smaller than the others' (a temperature such as ARD's makes up for it); in a short run
+  that can cost accuracy."""
+
+CONTROL = " `adaad-bmean` against `adaad` shows how much for one of them."
 
 
 def page(runs: list[Run], command: str, *, missing: list[str], failed: dict[str, str]) -> str:
@@ -121,7 +123,8 @@ def _notes(found: list[Line]) -> list[str]:
 
 def _caveats(runs: list[Run]) -> str:
     small = sorted({run["label"] for run in runs if "label" in run and _over_classes(run["recipe"]["method"])})
-    return CAVEATS + ("\n" + SCALE.format(", ".join(small)) if small else "")
+    control = CONTROL if {"adaad", "adaad-bmean"} <= {run.get("label") for run in runs} else ""
+    return CAVEATS + ("\n" + SCALE.format(", ".join(small)) + control if small else "")
 
 
 def _over_classes(method: dict[str, Any]) -> bool:

@@ -101,7 +101,7 @@ def _paired(runs: dict[int, Run], yard: dict[int, Run], seeds: list[int]) -> Pai
 
 def with_interval(share: float, n: int) -> str:
     """Percent, with the Wilson interval of n images."""
-    low, high = wilson(round(share * n), n)
+    low, high = wilson(min(share * n, n), n)  # type: ignore[arg-type]  # a mean over seeds need not be a whole count
     return f"{share:.1%} ({low:.1%} to {high:.1%})".replace("%", "")
 
 

@@ -8,7 +8,7 @@ from bench import methods
 from bench._methods_page import page
 from bench._methods_plan import YARDSTICK, Row, Setting, choose, clean_recipe, recipe_for, rows
 from bench._methods_run import MEASURED, train
-from bench._methods_table import costs, lines, table
+from bench._methods_table import costs, lines, table, with_interval
 from robustkd.catalog import Shelf
 from robustkd.errors import ArtifactError, ConfigError
 from robustkd.methods._cost import cost_of
@@ -76,6 +76,19 @@ def test_costs_are_counted_passes_and_times_the_cheapest_first():
         "| standard | student 7 | 25 | 0.25 |",
         "| pgd-at | student 7 | 100 | 1.00 |",
     ]
+
+
+def test_methods_that_average_over_classes_are_named_and_the_control_only_where_it_ran():
+    runs = [measured(label, 0, "1111") for label in ("pgd-at", "rslad", "adaad")]
+    text = page(runs, "", missing=[], failed={})
+    assert "The KL terms of adaad, rslad are averaged" in text
+    assert "adaad-bmean" not in text
+    assert "KL terms" not in page(runs[:1], "", missing=[], failed={})
+
+
+def test_the_interval_is_around_the_mean_also_where_it_is_no_whole_count():
+    assert with_interval(0.75, 2) == "75.0 (19.8 to 97.3)"
+    assert with_interval(1.0, 10**6) == "100.0 (100.0 to 100.0)"
 
 
 def test_without_the_yardstick_nothing_is_compared():
