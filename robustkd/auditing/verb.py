@@ -122,7 +122,7 @@ def _config(recipe: dict[str, Any], **options: Any) -> AuditConfig:
 def _threat(subject: Subject, eps: float | str | None, norm: str | None) -> ThreatModel:
     held = subject.threat
     if held is None and eps is None:
-        raise ConfigError("a bare file does not say what it should withstand", where=subject.facts.path, fix="give --eps 8/255")
+        raise ConfigError("nothing here says what it should withstand", where=subject.facts.path, fix="give --eps 8/255")
     values = held.model_dump() if held is not None else {}
     values |= {key: value for key, value in (("eps", eps), ("norm", norm)) if value is not None}
     try:
@@ -139,7 +139,7 @@ def _images(
     spec: str | dict[str, Any] | None, root: Path | None, n: int, seed: int, say: Callable[[str], None]
 ) -> tuple[ImageSet, Any]:
     if spec is None:
-        raise ConfigError("a bare file does not say on which images to audit it", fix="give --dataset")
+        raise ConfigError("nothing here says on which images to audit it", fix="give --dataset")
     images = open_dataset(spec, root).load("test")
     if images.note:
         say(images.note)
