@@ -14,7 +14,7 @@ from typing import Any
 from bench.timing import Row
 from robustkd.bundle import hardware, versions
 
-NAMES = ("startup", "step")
+NAMES = ("startup", "step", "augment")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -18,6 +18,9 @@ from robustkd.recipe.policy import AuditConfig
 from robustkd.threat import Pixels, Start, ThreatModel
 
 Precision = Literal["fp32", "bf16"]
+Augmentation = Literal["crop", "flip", "autoaugment", "randaugment", "trivialaugment", "erasing", "mixup", "cutmix"]
+MIXING = ("mixup", "cutmix")
+"""Augmentations that blend images of a batch and leave labels as they are."""
 
 
 class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -105,7 +108,11 @@ class TrainConfig(Section, frozen=True):
     nesterov: bool = False
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Schedule = Schedule()
-    augment: tuple[Literal["crop", "flip"], ...] = Field(("crop", "flip"), description="whole-batch augmentations")
+    augment: tuple[Augmentation, ...] = Field(
+        ("crop", "flip"),
+        description="a set, always in the order crop, flip, autoaugment, randaugment, trivialaugment, erasing, then "
+        "mixup and cutmix (only for methods that use no labels); training images only",
+    )
     pad: int = Field(4, ge=0, description="zero padding of the random crop, in pixels")
     precision: Precision = Field("fp32", description="of the outer loss; bf16: autocast, losses and weights stay fp32")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -154,6 +161,18 @@ class Recipe(Section, frozen=True):
                 f"teachers: {name} wants {need} teacher(s), the recipe gives {', '.join(given) or 'none'}",
                 f"teachers: [{mend}]",
                 key=("teachers" if "teachers" in self.model_fields_set else "method",),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_stay_true(self) -> Recipe:
+        mixing = [name for name in MIXING if name in self.train.augment]
+        if mixing and self.method_class().labels_for(self.method):
+            shelf = Shelf("methods")
+            free = ", ".join(name for name in shelf.names() if not shelf.get(name).labels)
+            raise Refused(
+                f"train.augment: {mixing[0]} mixes images and no labels, and {self.method.name} trains on labels",
+                f"leave {' and '.join(mixing)} out, or take a method without labels: {free}",
             )
         return self
 

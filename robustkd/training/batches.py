@@ -1,4 +1,4 @@
-"""Batches from images held in memory, on the training device; augmentation works on whole batches.
+"""Batches from images held in memory, on the training device; crop, flip and mixing work on whole batches.
 
 The order of an epoch and every augmentation are functions of (seed, epoch, step, rank) alone.
 """
@@ -16,9 +16,10 @@ from torch import Generator, Tensor
 
 from robustkd.datasets._base import ImageSet, balanced
 from robustkd.recipe.schema import Recipe, TrainConfig
+from robustkd.training.augment import Strong, combine
 from robustkd.training.seeds import generator, seed_of
 
-ORDER, AUGMENT, ATTACK, HOLDOUT = 1, 2, 3, 4
+ORDER, AUGMENT, ATTACK, HOLDOUT, STRONG = 1, 2, 3, 4, 5
 """Purposes of a random stream; the last part of its seed."""
 
 
@@ -43,11 +44,17 @@ def divide(images: ImageSet, recipe: Recipe) -> tuple[ImageSet, ImageSet]:
 
 
 class Batches:
-    """The training images on the device, cut into one epoch's batches at a time."""
+    """The training images in memory, cut into one epoch's batches at a time.
+
+    Raises:
+        RequirementError: a strong augmentation is asked for and torchvision does not import.
+    """
 
     def __init__(self, images: ImageSet, train: TrainConfig, *, seed: int, place: Place) -> None:
         self.train, self.seed, self.place = train, seed, place
-        self.images = torch.from_numpy(np.ascontiguousarray(images.images)).to(place.device)
+        self.strong = Strong(train.augment, dataset=images.name, side=max(images.shape[1:]))
+        self.home = torch.device("cpu") if self.strong else place.device
+        self.images = torch.from_numpy(np.ascontiguousarray(images.images)).to(self.home)
         self.labels = torch.from_numpy(images.labels).to(place.device)
         self.steps = -(-len(images) // train.batch_size)
 
@@ -58,10 +65,16 @@ class Batches:
             rows = order[step * self.train.batch_size : (step + 1) * self.train.batch_size]
             # ranks get equally many, for their gradients count the same: a batch that does not divide repeats its first
             rows = np.resize(rows, -(-len(rows) // self.place.world) * self.place.world)
-            mine = rows[self.place.rank :: self.place.world]
-            index = torch.from_numpy(mine).to(self.place.device)
-            rng = generator(self.seed, epoch, step, self.place.rank, AUGMENT, device=self.place.device)
-            yield step, augment(to_unit(self.images[index]), self.train, rng), self.labels[index]
+            mine = torch.from_numpy(rows[self.place.rank :: self.place.world])
+            images = self._augmented(self.images[mine.to(self.home)], epoch, step)
+            yield step, images.to(self.place.device), self.labels[mine.to(self.place.device)]
+
+    def _augmented(self, images: Tensor, epoch: int, step: int) -> Tensor:
+        """Float images; the cheap draws come from one stream, those of torchvision from another."""
+        here = (self.seed, epoch, step, self.place.rank)
+        rng = generator(*here, AUGMENT, device=self.home)
+        images = self.strong(augment(images, self.train, rng), seed_of(*here, STRONG))
+        return combine(to_unit(images), self.train.augment, rng)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         rng = np.random.default_rng(seed_of(self.seed, epoch, ORDER))
