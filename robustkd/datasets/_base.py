@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -72,8 +73,11 @@ class ImageSet:
         return digest.hexdigest()
 
     def take(self, index: NDArray[np.int64]) -> ImageSet:
-        """The images of an index array, in its order."""
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        """The images of an index array, in its order; unlike a data set it may be empty (nothing held out)."""
+        part = copy(self)
+        object.__setattr__(part, "images", self.images[index])
+        object.__setattr__(part, "labels", self.labels[index])
+        return part
 
     def floats(self) -> NDArray[np.float32]:
         """The images as float32 in [0, 1]."""

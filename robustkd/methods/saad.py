@@ -9,7 +9,8 @@ The attack's target is the clean prediction with a first-order correction, from 
 
 Departures: the default `alpha` is IGDM's for CIFAR-10, assumed here. With several processes, the smallest entropy and the
 largest weight are those of a process's own images (the add-on `entropy_weights` takes them over all). No licence comes
-with the code, so this is written from the equations. The student's weights are averaged (`addons.average: {name: swa, start_epoch: 95}`) by the recipe, not by the method.
+with the code, so this is written from the equations. The student's weights are averaged by the recipe
+(`addons.average: {name: swa, start_epoch: 95}`), not by the method.
 """
 
 from __future__ import annotations
