@@ -193,6 +193,9 @@ def test_a_student_that_starts_as_a_copy_of_a_teacher_keeps_finite_weights(name:
     after = method.advance(state, seen(0.0, 0.5), CLOCK)
     assert (after.w_adv, after.w_nat) == (0.5, 0.5)
     assert math.isfinite(method.advance(after, seen(5.0, 1e-30), CLOCK).w_adv)
+    for scale in (1.0, 10.0):  # the least loss that counts is that of the released floor, which is scaled as well
+        scaled = make(name, scale=scale)
+        assert scaled.advance(scaled.init(), seen(0.0, 0.5), CLOCK).first_adv == pytest.approx(1e-5 * scale)
 
 
 @BOTH
@@ -200,6 +203,7 @@ def test_a_loss_that_is_not_a_number_shows_in_what_is_differentiated(name: str) 
     """The loop looks at the scalar: it must not be clipped into a number by the balance."""
     method = make(name)
     state = method.advance(method.init(), seen(math.nan, 1.0), CLOCK)
+    assert math.isnan(state.w_adv) and math.isnan(state.w_nat)
     assert math.isnan(float(method.weigh(torch.tensor([math.nan, 1.0]), state)))
 
 
@@ -261,6 +265,26 @@ def test_temperatures_stay_in_range_and_move_apart_by_equal_steps(pairs: list[tu
                 assert after.tau_adv + after.tau_nat == pytest.approx(8.0, abs=1e-12)
                 assert after.tau_adv - state.tau_adv == pytest.approx(-0.001 * np.sign(adv - nat), abs=1e-12)
             state = after
+
+
+@pytest.mark.parametrize("tau", [10.0, 9.9995])
+def test_the_clip_is_at_ten_and_at_one(tau: float) -> None:
+    after = tempered(Tempered(tau_adv=1.0005, tau_nat=tau), entropy_adv=2.0, entropy_nat=0.1)
+    assert (after.tau_adv, after.tau_nat) == (1.0, 10.0)
+
+
+def test_as_coded_the_floor_enters_the_entropies_and_the_signs_are_those_of_ratios() -> None:
+    """A certain teacher has the entropy -log(1 + 1e-5); against a negative one both ratios are below 1 and both rise."""
+    sure, flat = torch.zeros(6, 10), torch.zeros(6, 10)
+    sure[:, 3] = 100.0
+    batch = Batch(picture(flat, sure), labels(), picture(flat, flat))
+    method, start = make("b-mtard", variant="code"), Tempered(tau_adv=2.0, tau_nat=2.0)
+    _, found, after = outer(method, readers(10), batch, start)
+    assert found["entropy_nat"].item() == pytest.approx(-math.log1p(1e-5), rel=1e-6)
+    assert found["entropy_adv"].item() == pytest.approx(-math.log(0.1 + 1e-5), rel=1e-9)
+    assert (after.tau_adv, after.tau_nat) == pytest.approx((2.001, 2.001))
+    _, _, after = outer(make("b-mtard"), readers(10), batch, start)
+    assert (after.tau_adv, after.tau_nat) == pytest.approx((1.999, 2.001))
 
 
 def test_the_sharper_teacher_gets_the_higher_temperature() -> None:
