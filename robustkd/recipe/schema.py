@@ -173,6 +173,7 @@ class Recipe(Section, frozen=True):
             raise Refused(
                 f"train.augment: {mixing[0]} mixes images and no labels, and {self.method.name} trains on labels",
                 f"leave {' and '.join(mixing)} out, or take a method without labels: {free}",
+                key=("train", "augment"),
             )
         return self
 
