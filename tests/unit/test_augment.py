@@ -239,7 +239,8 @@ def recipe(method: Any, augment: list[str]) -> Recipe:
                 "teachers": [{"role": role, "id": "fashion-mnist-resnet18"} for role in roles],
                 "method": method,
                 "train": {"augment": augment},
-            }
+            },
+            {("train", "augment"): "mine.yaml, line 7"},
         ),
     )
 
@@ -249,7 +250,7 @@ def recipe(method: Any, augment: list[str]) -> Recipe:
 def test_mixing_is_refused_where_labels_are_used(name, method):
     with pytest.raises(ConfigError, match=rf"train\.augment: {name} mixes images and no labels") as caught:
         recipe(method, ["crop", name])
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 3 and caught.value.where == "mine.yaml, line 7"
     assert "adaad, advfunmatch" in caught.value.fix and "pgd-at" not in caught.value.fix
 
 
