@@ -25,12 +25,20 @@ RECIPE = {
     "train": {"epochs": 1, "batch_size": 64, "threads": 1, "augment": ["flip"], "tensorboard": False},
 }
 
+#: the same with every add-on
+ADDED = {
+    "method": {"name": "rslad"},
+    "teachers": [{"id": "fashion-mnist-resnet18"}],
+    "addons": {"awp": {"gamma": 0.05}, "igdm": {}, "entropy_weights": {}, "average": {"name": "swa"}},
+}
+
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     """The folder, and what each of the two processes wrote down."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "tiny.yaml").write_text(json.dumps(RECIPE))
+    (folder / "added.yaml").write_text(json.dumps(RECIPE | ADDED))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     worker = [str(Path(__file__).with_name("worker.py")), str(folder / "tiny.yaml"), str(folder)]
     done = subprocess.Popen([*launcher, *worker], env=environment(), stderr=subprocess.PIPE, text=True)
@@ -76,6 +84,22 @@ def test_only_the_main_process_speaks(launched):
     _, (main, other) = launched
     assert "checkpoint: " in main["whole"]["stdout"] and "epoch 1: held-out" in main["whole"]["stderr"]
     assert (other["whole"]["stdout"], other["whole"]["stderr"]) == ("", "")
+
+
+def test_with_add_ons_both_move_and_average_alike(launched):
+    """To the bit: a shift by a process's own gradient would set them apart when it is undone."""
+    folder, ranks = launched
+    assert [facts["added"]["code"] for facts in ranks] == [0, 0], ranks
+    for name in ("added", "average"):
+        first, second = (read_state(folder / f"{name}-{rank}.safetensors") for rank in (0, 1))
+        assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first), name
+    last = read_state(folder / "added" / "checkpoint" / "last.safetensors")
+    assert all(torch.equal(first[k], last[k]) for k in last)
+
+
+def test_the_smallest_of_a_number_is_that_of_all_processes(launched):
+    _, ranks = launched
+    assert [facts["smallest"] for facts in ranks] == [2.0, 2.0]
 
 
 def test_an_error_ends_both_and_is_said_once(launched):

@@ -1,6 +1,7 @@
 """One of the processes that test_two_processes.py launches: runs the command line, and writes down what it saw.
 
-Usage: worker.py RECIPE FOLDER. Leaves FOLDER/rank-N.json and FOLDER/rank-N.safetensors.
+Usage: worker.py RECIPE FOLDER. Leaves FOLDER/rank-N.json, FOLDER/rank-N.safetensors, and of the run with
+add-ons FOLDER/added-N.safetensors and FOLDER/average-N.safetensors.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from robustkd.cli.app import run
@@ -17,6 +19,7 @@ from robustkd.methods.pgd_at import PgdAt
 from robustkd.models._files import portable
 from robustkd.training.batches import Batches
 from robustkd.training.loop import Loop
+from robustkd.training.team import join
 
 RANK = int(os.environ["RANK"])
 
@@ -27,9 +30,11 @@ def main(recipe: str, folder: Path) -> None:
     whole = command(recipe, folder / "run")
     images = list(seen)
     again = command(recipe, folder / "run")
+    added = command(str(folder / "added.yaml"), folder / "added")
+    smallest = float(join("cpu").smallest(torch.tensor(3.0 - RANK)))
     diverge()
     broken = command(recipe, folder / "broken")
-    facts = {"images": images, "whole": whole, "again": again, "broken": broken}
+    facts = {"images": images, "whole": whole, "again": again, "added": added, "smallest": smallest, "broken": broken}
     (folder / f"rank-{RANK}.json").write_text(json.dumps(facts))
 
 
@@ -52,7 +57,10 @@ def record(seen: list[int], folder: Path) -> None:
 
     def trained(self, listen):
         train(self, listen)
-        save_file(portable(self.student), folder / f"rank-{RANK}.safetensors")
+        name = "rank" if self.addons.average is None else "added"
+        save_file(portable(self.student), folder / f"{name}-{RANK}.safetensors")
+        if self.addons.average is not None:
+            save_file(portable(self.addons.outcome), folder / f"average-{RANK}.safetensors")
 
     Batches.epoch, Loop.run = shown, trained
 
