@@ -331,6 +331,18 @@ def test_a_recipe_over_data_that_is_not_known_yet_is_checked_later(tmp_path: Pat
     assert api.load_recipe(path).teachers[0].id == "ltd-wrn34-20-cifar10"
 
 
+def test_a_shipped_recipe_without_its_weights_says_where_to_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROBUSTKD_TEACHERS", raising=False)
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for part in range(1, 6):
+        (folder / f"data_batch_{part}.bin").write_bytes(bytes(3073) * 210)
+    plan = api.load_recipe("dgad-mnv2", [f"dataset.root={tmp_path}"])
+    with pytest.raises(ArtifactError, match=r"cifar10/Linf/Chen2021LTD_WRN34_20\.pt") as caught:
+        api.distill(plan, tmp_path / "run")
+    assert caught.value.where == str(tmp_path / "teachers") and "RobustBench" in caught.value.fix
+
+
 # --- real weights
 
 
