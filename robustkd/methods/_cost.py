@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from robustkd.ascent import ascend, attacking
 from robustkd.catalog import Shelf
-from robustkd.methods._base import Batch, Clock, Method, Nets, Role
+from robustkd.methods._base import Batch, Clock, Method, Role
+from robustkd.methods._memo import remembering
 from robustkd.threat import ThreatModel
 
 STEPS = 10  # of the attack in every paper's training
@@ -79,7 +80,7 @@ def cost_of(name: str, *, steps: int = STEPS, knobs: Mapping[str, Any] | None = 
     teachers: dict[Role, Counting] = {
         role: Counting(1 + i, trained=False).eval() for i, role in enumerate(entry.roles_for(config))
     }
-    nets, state = Nets(student, dict(teachers)), method.init()
+    nets, state = remembering(student, dict(teachers)), method.init()
     x, y = torch.linspace(0, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8), torch.arange(4)
     x_adv = x
     if entry.adversarial:

@@ -20,7 +20,7 @@ from robustkd.methods._guidance import excess_entropy
 from robustkd.recipe.addons import AddonsConfig
 from robustkd.training.average import average_of
 from robustkd.training.awp import Awp
-from robustkd.training.guidance import Igdm, Memo, Outer
+from robustkd.training.guidance import Igdm, Outer
 from robustkd.training.team import Team
 
 Step = tuple[Nets, Batch, Terms]
@@ -52,7 +52,6 @@ class Addons:
         self.outer: Outer = method if config.igdm is None else Igdm(method, alpha=config.igdm.alpha)
         self.awp = None if config.awp is None else Awp(student, gamma=config.awp.gamma, team=team)
         self.average = None if config.average is None else average_of(config.average, student, steps=steps)
-        self._shares_teacher = any(addon is not None for addon in (config.igdm, config.entropy_weights, config.awp))
 
     @property
     def outcome(self) -> nn.Module:
@@ -67,8 +66,6 @@ class Addons:
     @contextmanager
     def around(self, nets: Nets, batch: Batch, state: Any, clock: Clock) -> Iterator[Step]:
         """One step: weights for the images, the student's weights shifted while inside, the average moved on after it."""
-        if self._shares_teacher:
-            nets = replace(nets, teachers={role: Memo(net) for role, net in nets.teachers.items()})
         batch, seen = self._weighted(nets, batch)
         with self._shifted(nets, batch, state, clock) as shift:
             yield nets, batch, {**seen, **shift}

@@ -1,4 +1,4 @@
-"""IGDM around any method's outer loss, and the two wrappers by which add-ons share the passes the method makes anyway."""
+"""IGDM around any method's outer loss, and the wrapper by which it shares a pass the method makes anyway."""
 
 from __future__ import annotations
 
@@ -64,22 +64,3 @@ class Heard(nn.Module):
         if x is self._images and torch.is_grad_enabled():
             self.logits = logits
         return logits
-
-
-class Memo(nn.Module):
-    """A frozen teacher that runs once on each tensor of images within a step, however many ask."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.training = net, net.training
-        self._known: list[tuple[Tensor, Tensor]] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The teacher's logits, from memory where these very images were asked for."""
-        if x.requires_grad and torch.is_grad_enabled():
-            return self.net(x)  # type: ignore[no-any-return]  # somebody wants a gradient through it
-        for images, logits in self._known:
-            if images is x:
-                return logits
-        self._known.append((x, fixed(self.net, x)))
-        return self._known[-1][1]

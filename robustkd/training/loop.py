@@ -20,6 +20,7 @@ from robustkd.ascent import ascend, attacking
 from robustkd.datasets._base import ImageSet
 from robustkd.errors import NumericsError
 from robustkd.methods._base import Batch, Clock, Method, Nets, Terms
+from robustkd.methods._memo import remembering
 from robustkd.models._files import portable
 from robustkd.recipe.schema import Precision, Recipe
 from robustkd.signals import check
@@ -131,12 +132,13 @@ class Loop:
         """One optimiser step; the numbers to log (loss terms only when `report`, to spare a GPU the wait)."""
         x = x.contiguous(memory_format=torch.channels_last)
         began = self._now(report)
-        x_adv = self._attack(x, y, clock) if self.method.adversarial else x
+        nets = remembering(self.student, self.teachers)
+        x_adv = self._attack(nets, x, y, clock) if self.method.adversarial else x
         attacked = self._now(report)
         self.student.train()
         lr = self._set_rate(clock)
         clock = replace(clock, lr_scale=lr / self.recipe.train.lr)
-        outer, nets = self.addons.outer, Nets(self.wrapped, self.teachers)
+        outer, nets = self.addons.outer, replace(nets, student=self.wrapped)
         with self.addons.around(nets, Batch(x, y, x_adv), self.state, clock) as (nets, batch, seen):
             with self._autocast():
                 parts, terms = outer.loss(nets, batch, self.state, clock)
@@ -163,10 +165,9 @@ class Loop:
             "inner_share": (attacked - began) / seconds,
         }
 
-    def _attack(self, x: Tensor, y: Tensor, clock: Clock) -> Tensor:
+    def _attack(self, nets: Nets, x: Tensor, y: Tensor, clock: Clock) -> Tensor:
         inner, method = self.recipe.inner, self.method
         rng = generator(self.recipe.seed, clock.epoch, clock.step, self.place.rank, ATTACK, device=self.place.device)
-        nets = Nets(self.student, self.teachers)
         with attacking(self.student, inner.batch_norm or method.attack_mode), self._autocast(inner.precision):
             return ascend(
                 method.inner(nets, x, y),

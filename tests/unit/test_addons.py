@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from robustkd.catalog import Shelf
 from robustkd.methods._base import Batch, Clock, Method, Nets
 from robustkd.methods._guidance import excess_entropy, mirrored, ramp
+from robustkd.methods._memo import Memo, remembering
 from robustkd.recipe.addons import AddonsConfig, AverageConfig
 from robustkd.training.addons import Addons
 from robustkd.training.average import average_of
 from robustkd.training.awp import Awp, eligible
-from robustkd.training.guidance import Igdm, Memo
+from robustkd.training.guidance import Igdm
 from robustkd.training.team import Team, join
 from tests.nets import CLOCK, SmallNet, frozen, images, labels, make, picture, readers
 from tests.parity.equations import kl_row
@@ -319,7 +320,8 @@ def test_a_teacher_runs_once_on_each_kind_of_image_however_many_add_ons_ask(team
     method = make("adaad")
     nets = nets_for(method)
     addons = added(method, nets, team, awp={}, entropy_weights={}, igdm={})
-    with addons.around(nets, attacked(), None, CLOCK) as (inside, batch, _):
+    shared = remembering(nets.student, nets.teachers)
+    with addons.around(shared, attacked(), None, CLOCK) as (inside, batch, _):
         addons.outer.loss(inside, batch, None, CLOCK)
     seen = nets.robust.seen
     assert len(seen) == 4, "x, x', and x - d once for the proxy and once for the step"

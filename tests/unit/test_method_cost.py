@@ -8,8 +8,9 @@ from torch import nn
 
 from robustkd.ascent import ascend, attacking
 from robustkd.catalog import Shelf
-from robustkd.methods._base import Batch, Clock, Nets
+from robustkd.methods._base import Batch, Clock
 from robustkd.methods._cost import STEPS, cost_of
+from robustkd.methods._memo import remembering
 from robustkd.threat import ThreatModel
 from tests.nets import SmallNet, frozen, images, labels, make
 
@@ -18,7 +19,7 @@ BY_HAND = {
     "standard": (3, {}),
     "pgd-at": (20 + 3 + 1, {}),
     "trades": (1 + 20 + 9, {}),
-    "rslad": (20 + 6, {"robust": 2}),
+    "rslad": (20 + 6, {"robust": 1}),
     "adaad": (20 + 1 + 3, {"robust": 20 + 2}),
     "dgad": (20 + 6, {"robust": 20 + 2}),
 }
@@ -66,7 +67,7 @@ def test_cost_is_what_a_real_net_sees(name: str) -> None:
     method, x, y = make(name), images(), labels()
     student = SmallNet()
     teachers = {role: frozen(SmallNet(seed=7 + i)) for i, role in enumerate(type(method).roles)}
-    nets = Nets(student, dict(teachers))
+    nets = remembering(student, dict(teachers))
     watched, watching = Watched(student), {role: Watched(net) for role, net in teachers.items()}
     x_adv = x
     if method.adversarial:
