@@ -22,7 +22,7 @@ from tests.macs import cost_line, giga_macs
 
 METHODS = (
     *("pgd-at", "trades", "mart", "ard", "iad", "rslad", "akd", "adaad", "dgad"),
-    *("mtard", "b-mtard", "advfunmatch", "kd"),
+    *("mtard", "b-mtard", "advfunmatch", "kd", "saad"),
 )
 STUDENTS = {"mnv2": "mobilenet-v2", "rn18": "resnet18"}
 DATASETS = {"": "cifar10", "-cifar100": "cifar100", "-tiny": "tiny-imagenet"}
@@ -119,7 +119,7 @@ TARGET = re.compile(
 )
 NO_TARGET = "Target: none, no published row is verified."
 RELAYED = {"b-mtard-rn18", "b-mtard-rn18-cifar100"}
-UNVERIFIED = {"mart", "mtard", "b-mtard", "advfunmatch", "kd"}
+UNVERIFIED = {"mart", "mtard", "b-mtard", "advfunmatch", "kd", "saad"}
 
 
 @every
@@ -184,6 +184,7 @@ SCHEDULES = {
     **dict.fromkeys(("trades", "akd", "adaad", "dgad", "advfunmatch", "kd"), ADAAD200),
     **dict.fromkeys(("rslad", "mtard", "b-mtard"), RSLAD300),
     **dict.fromkeys(("ard", "iad"), ARD200),
+    "saad": (200, 2e-4, ADAAD200[2]),
 }
 
 
@@ -241,6 +242,12 @@ def test_augmentation_selection_and_seed(name: str) -> None:
     assert plan.train.augment == ("crop", "flip", *strong) and plan.train.pad == 4
     assert plan.train.select == {"b-mtard": "weighted", "kd": "clean"}.get(method, "pgd10")
     assert plan.seed == (42 if method in ("adaad", "dgad") else 0)
+
+
+@every
+def test_only_saad_averages_its_weights(name: str) -> None:
+    average = recipe(name).addons.average
+    assert (average and (average.name, average.start_epoch)) == (("swa", 95) if split(name)[0] == "saad" else None)
 
 
 def test_the_document_lists_them_all() -> None:
