@@ -65,10 +65,25 @@ class WideResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(wide)
         self.fc = nn.Linear(wide, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer takes, (N, 64 * widen_factor)."""
         out = self.block3(self.block2(self.block1(self.conv1(x))))
-        logits: Tensor = self.fc(F.adaptive_avg_pool2d(F.relu(self.bn1(out)), 1).flatten(1))
+        return F.adaptive_avg_pool2d(F.relu(self.bn1(out)), 1).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.features(x))
         return logits
+
+
+def whole_blocks(depth: int) -> int:
+    """The depth, where it is one of a Wide ResNet.
+
+    Raises:
+        ValueError: it is not 6n + 4.
+    """
+    if (depth - 4) % 6:
+        raise ValueError(f"a Wide ResNet has 6n + 4 layers (10, 16, 22, 28, 34, ...), not {depth}")
+    return depth
 
 
 class WideResNetConfig(ModelConfig, frozen=True):
@@ -80,12 +95,7 @@ class WideResNetConfig(ModelConfig, frozen=True):
     widen_factor: int = Field(10, ge=1, le=32, description="multiplier of the widths 16, 32, 64")
     sub_block1: bool = Field(False, description="hold the unused copy of the first group that TRADES checkpoints carry")
 
-    @field_validator("depth")
-    @classmethod
-    def _whole_blocks(cls, depth: int) -> int:
-        if (depth - 4) % 6:
-            raise ValueError(f"a Wide ResNet has 6n + 4 layers (10, 16, 22, 28, 34, ...), not {depth}")
-        return depth
+    _depth = field_validator("depth")(whole_blocks)
 
     def _net(self, channels: int, classes: int) -> nn.Module:
         return WideResNet(channels, classes, self.depth, self.widen_factor, self.sub_block1)
