@@ -54,7 +54,7 @@ def read_idx(folder: Path, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.
     stem = "train" if split == "train" else "t10k"
     images = _unpack(folder, f"{stem}-images-idx3-ubyte")
     labels = _unpack(folder, f"{stem}-labels-idx1-ubyte")
-    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    pixels = np.frombuffer(bytearray(images), np.uint8, offset=16).reshape(-1, 1, 28, 28)
     return pixels, np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
 
 

@@ -6,19 +6,17 @@ split, used as `test`. The classes are the sub-folders' names in sorted order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from robustkd.datasets._base import DatasetConfig, ImageSet, Split
-from robustkd.datasets._pictures import open_picture
-from robustkd.errors import ArtifactError, RequirementError
+from robustkd.datasets._pictures import centred, read_pixels, torchvision_datasets
+from robustkd.datasets._pixels import Pixels
+from robustkd.errors import ArtifactError
 
-Pixels = NDArray[np.uint8]
 _SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
 
 
@@ -33,11 +31,17 @@ class FolderConfig(DatasetConfig, frozen=True):
 
     def load(self, split: Split) -> ImageSet:
         """All pictures of the split, class by class, in the order of their names."""
-        classes, files = _listed(self._split_folder(split))
-        pictures = [self._read(file) for file, _ in files]
-        self._check_equal(pictures, files)
-        labels = np.asarray([label for _, label in files], np.int64)
-        return ImageSet(np.stack(pictures), labels, self._agreed(split, classes), self.name, split)
+        classes, found = _listed(self._split_folder(split))
+        labels = np.asarray([label for _, label in found], np.int64)
+        classes = self._agreed(split, classes)
+        files = [file for file, _ in found]
+        channels, height, width = self.read(files[0]).shape  # the first says what all have to be
+        fix = "set dataset.size to resize and crop every picture; without it all have to be like the first"
+        return ImageSet(self.pixels(files, self.read, (channels, height, width), fix=fix), labels, classes, self.name, split)
+
+    def read(self, file: Path) -> Pixels:
+        """One picture as (channels, H, W)."""
+        return read_pixels(file, "RGB" if self.channels == 3 else "L", None if self.size is None else centred(self.size))
 
     def _base(self) -> Path:
         if self.path is None:
@@ -72,55 +76,17 @@ class FolderConfig(DatasetConfig, frozen=True):
                 )
         return classes
 
-    def _read(self, file: Path) -> Pixels:
-        """One picture as (channels, H, W)."""
-        picture: Any = open_picture(file, "RGB" if self.channels == 3 else "L")
-        if self.size is not None:
-            picture = _resizer(self.size)(picture)
-        pixels = np.asarray(picture, np.uint8)
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-    def _check_equal(self, pictures: list[Pixels], files: list[tuple[Path, int]]) -> None:
-        for picture, (file, _) in zip(pictures, files, strict=True):
-            if picture.shape != pictures[0].shape:
-                (_, height, width), (_, first_height, first_width) = picture.shape, pictures[0].shape
-                raise ArtifactError(
-                    f"{file.name} is {width}x{height} pixels, the pictures before it {first_width}x{first_height}",
-                    where=str(file),
-                    fix="set dataset.size to resize and crop every picture",
-                )
-
 
 def _listed(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
     """Class names, and every picture with its label."""
+    datasets = torchvision_datasets("a picture folder")
     try:
-        from torchvision.datasets import ImageFolder
-    except (ImportError, RuntimeError) as error:  # a wheel for another torch fails with RuntimeError
-        raise _missing(error) from error
-    try:
-        found = ImageFolder(str(folder))
+        found = datasets.ImageFolder(str(folder))
     except OSError as error:
         raise ArtifactError(
             f"no pictures in ImageFolder layout: {error}", where=str(folder), fix="put the files in one folder per class"
         ) from error
     return tuple(found.classes), [(Path(file), int(label)) for file, label in found.samples]
-
-
-def _resizer(size: int) -> Callable[[Any], Any]:
-    try:
-        from torchvision.transforms import v2
-    except (ImportError, RuntimeError) as error:
-        raise _missing(error) from error
-    transform: Callable[[Any], Any] = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
-    return transform
-
-
-def _missing(error: Exception) -> RequirementError:
-    return RequirementError(
-        "picture folders are read by torchvision, which does not import here",
-        where=str(error),
-        fix="pip install 'robustkd[train]', or store the images as .npz",
-    )
 
 
 ENTRY = FolderConfig

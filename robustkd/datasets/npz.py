@@ -1,19 +1,21 @@
 """A user's own images in `.npz` files: `x` (uint8, or float in [0, 1]) and `y` (integers).
 
-`x` is (N, H, W, C), (N, C, H, W) or grey (N, H, W); several files make one split.
+`x` is (N, H, W, C), (N, C, H, W) or grey (N, H, W). Several files make one split: a list of names, of patterns such as
+`train-*.npz` (their files in the order of their names), or of both.
 """
 
 from __future__ import annotations
 
+import glob
 import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from robustkd.datasets._base import DatasetConfig, ImageSet, Split
 from robustkd.errors import ArtifactError
@@ -84,13 +86,16 @@ def _labels(y: NDArray[Any], path: Path) -> NDArray[np.int64]:
     return y.astype(np.int64)
 
 
+Files = Annotated[tuple[Path, ...], BeforeValidator(lambda given: (given,) if isinstance(given, (str, Path)) else given)]
+
+
 class NpzConfig(DatasetConfig, frozen=True):
     """Images from .npz files."""
 
     summary: ClassVar[str] = "your own .npz files with x and y; several files make one split"
     name: Literal["npz"] = "npz"
-    train: tuple[Path, ...] = Field((), description="files of the training split")
-    test: tuple[Path, ...] = Field((), description="files of the test split")
+    train: Files = Field((), description="files of the training split: names or patterns")
+    test: Files = Field((), description="files of the test split: names or patterns")
     classes: tuple[str, ...] = Field((), description="class names; left out, the labels' numbers")
 
     def load(self, split: Split) -> ImageSet:
@@ -98,7 +103,7 @@ class NpzConfig(DatasetConfig, frozen=True):
         files = self.train if split == "train" else self.test
         if not files:
             raise ArtifactError(f"no .npz files for the {split} split", where=f"dataset.{split}", fix="name at least one")
-        parts = [read_npz(self._resolve(f)) for f in files]
+        parts = [read_npz(file) for given in files for file in self._resolve(given)]
         shapes = {part[0].shape[1:] for part in parts} | {part[0].dtype for part in parts}
         if len(shapes) > 2:
             raise ArtifactError(f"the files of {split} differ in shape or type", where=str(files[0]), fix="make them equal")
@@ -108,9 +113,18 @@ class NpzConfig(DatasetConfig, frozen=True):
         names = self.classes or parts[0][2] or tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))
         return ImageSet(np.concatenate([p[0] for p in parts]), labels, names, self.name, split)
 
-    def _resolve(self, file: Path) -> Path:
-        under = self.folder() / file
-        return under if under.is_file() else file.expanduser()
+    def _resolve(self, given: Path) -> list[Path]:
+        """The file of a name or the files of a pattern, under the data root or as given."""
+        under, plain = self.folder() / given, given.expanduser()
+        for path in (under, plain):
+            if path.is_file():
+                return [path]
+        for pattern in (under, plain):
+            if found := sorted(glob.glob(str(pattern))):  # noqa: PTH207  # Path.glob takes no absolute pattern
+                return [Path(file) for file in found]
+        if glob.has_magic(str(given)):
+            raise ArtifactError(f"no file matches {given}", where=str(self.folder().absolute()), fix="check the pattern")
+        return [plain]
 
 
 ENTRY = NpzConfig

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robustkd.datasets._base import DatasetConfig, Facts, ImageSet, Split
-from robustkd.datasets._pictures import open_picture
+from robustkd.datasets._pictures import read_pixels
+from robustkd.datasets._pixels import Pixels
 from robustkd.errors import ArtifactError
 
 CLASSES, SIZE = 200, 64
@@ -37,7 +37,12 @@ class TinyImagenetConfig(DatasetConfig, frozen=True):
         wnids = _wnids(base)
         files = _train(base, wnids) if split == "train" else _val(base, wnids)
         labels = np.asarray([label for _, label in files], np.int64)
-        return ImageSet(_decoded([file for file, _ in files]), labels, _words(base, wnids), self.name, split)
+        images = self.pixels([file for file, _ in files], self.read, (3, SIZE, SIZE), fix=_UNPACK)
+        return ImageSet(images, labels, _words(base, wnids), self.name, split)
+
+    def read(self, file: Path) -> Pixels:
+        """One picture as (3, H, W)."""
+        return read_pixels(file, "RGB")
 
     def _base(self) -> Path:
         root = self.folder()
@@ -103,18 +108,6 @@ def _class_files(folder: Path) -> list[Path]:
     if not files:
         raise ArtifactError("no pictures of this class", where=str(inner), fix=_UNPACK)
     return files
-
-
-def _decoded(files: list[Path]) -> NDArray[np.uint8]:
-    """All pictures as (N, 3, 64, 64)."""
-    images = np.empty((len(files), 3, SIZE, SIZE), np.uint8)
-    for index, file in enumerate(files):
-        picture = open_picture(file, "RGB")
-        if picture.size != (SIZE, SIZE):
-            width, height = picture.size
-            raise ArtifactError(f"{file.name} is {width}x{height} pixels, not {SIZE}x{SIZE}", where=str(file), fix=_UNPACK)
-        images[index] = np.asarray(picture, np.uint8).transpose(2, 0, 1)
-    return images
 
 
 ENTRY = TinyImagenetConfig

@@ -1,4 +1,4 @@
-"""Batches from images held in memory, on the training device; crop, flip and mixing work on whole batches.
+"""Batches of augmented images on the training device; crop, flip and mixing work on whole batches.
 
 The order of an epoch and every augmentation are functions of (seed, epoch, step, rank) alone.
 """
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from robustkd.datasets._base import ImageSet, balanced
+from robustkd.datasets._base import ImageSet, Stream, balanced
 from robustkd.recipe.schema import Recipe, TrainConfig
 from robustkd.training.augment import Strong, combine
+from robustkd.training.pixels import stored
 from robustkd.training.seeds import generator, seed_of
 
 ORDER, AUGMENT, ATTACK, HOLDOUT, STRONG = 1, 2, 3, 4, 5
@@ -40,34 +41,55 @@ def divide(images: ImageSet, recipe: Recipe) -> tuple[ImageSet, ImageSet]:
     train = order[held:]
     if config.train_n is not None:
         train = train[: config.train_n]
-    return images.take(np.sort(train)), images.take(np.sort(order[:held]))
+    return images.share(np.sort(train)), images.take(np.sort(order[:held])).in_memory()
 
 
 class Batches:
-    """The training images in memory, cut into one epoch's batches at a time.
+    """The training images, cut into one epoch's batches at a time.
+
+    Args:
+        images: the training images, in memory or as pictures to be read.
+        train: batch size and augmentation.
+        seed: of order and augmentation.
+        place: this process; it gets its share of every batch.
+        stream: whether stored pixels are read while training; the batches are the same either way.
+        workers: processes that read them; left out, by cores.
 
     Raises:
         RequirementError: a strong augmentation is asked for and torchvision does not import.
     """
 
-    def __init__(self, images: ImageSet, train: TrainConfig, *, seed: int, place: Place) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        train: TrainConfig,
+        *,
+        seed: int,
+        place: Place,
+        stream: Stream = "auto",
+        workers: int | None = None,
+    ) -> None:
         self.train, self.seed, self.place = train, seed, place
         self.strong = Strong(train.augment, dataset=images.name, side=max(images.shape[1:]))
         self.home = torch.device("cpu") if self.strong else place.device
-        self.images = torch.from_numpy(np.ascontiguousarray(images.images)).to(self.home)
+        self.stored = stored(images, self.home, stream=stream, workers=workers)
         self.labels = torch.from_numpy(images.labels).to(place.device)
         self.steps = -(-len(images) // train.batch_size)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(step, x, y) of this rank from step `first` on; x is float32 (B, C, H, W) in [0, 1]."""
         order = self._order(epoch)
-        for step in range(first, self.steps):
-            rows = order[step * self.train.batch_size : (step + 1) * self.train.batch_size]
-            # ranks get equally many, for their gradients count the same: a batch that does not divide repeats its first
-            rows = np.resize(rows, -(-len(rows) // self.place.world) * self.place.world)
-            mine = torch.from_numpy(rows[self.place.rank :: self.place.world])
-            images = self._augmented(self.images[mine.to(self.home)], epoch, step)
-            yield step, images.to(self.place.device), self.labels[mine.to(self.place.device)]
+        picks = [self._mine(order, step) for step in range(first, self.steps)]
+        for step, (rows, pixels) in enumerate(zip(picks, self.stored.batches(picks), strict=True), start=first):
+            images = self._augmented(pixels, epoch, step)
+            yield step, images.to(self.place.device), self.labels[torch.from_numpy(rows).to(self.place.device)]
+
+    def _mine(self, order: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+        """The rows of a step that are for this rank."""
+        rows = order[step * self.train.batch_size : (step + 1) * self.train.batch_size]
+        # ranks get equally many, for their gradients count the same: a batch that does not divide repeats its first
+        rows = np.resize(rows, -(-len(rows) // self.place.world) * self.place.world)
+        return rows[self.place.rank :: self.place.world]
 
     def _augmented(self, images: Tensor, epoch: int, step: int) -> Tensor:
         """Float images; the cheap draws come from one stream, those of torchvision from another."""

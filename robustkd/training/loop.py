@@ -67,7 +67,8 @@ class Loop:
         self.wrapped = self.student
         self.method: Method[Any, Any] = recipe.method_class()(recipe.method, classes=classes)
         self.teachers, self.held = teachers, held
-        self.batches = Batches(train, knobs, seed=recipe.seed, place=self.place)
+        data = recipe.dataset
+        self.batches = Batches(train, knobs, seed=recipe.seed, place=self.place, stream=data.stream, workers=data.workers)
         self.addons = Addons(
             recipe.addons, self.method, self.student, team=team, steps=self.batches.steps, autocast=self._autocast
         )

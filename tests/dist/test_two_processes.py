@@ -75,7 +75,7 @@ def test_together_they_see_each_training_image_once(launched):
     _, ranks = launched
     recipe = Recipe.model_validate(RECIPE)
     train, _held = divide(recipe.dataset.load("train"), recipe)
-    sums = train.images.astype(np.int64).sum((1, 2, 3))
+    sums = np.asarray(train.images).astype(np.int64).sum((1, 2, 3))
     assert [len(facts["images"]) for facts in ranks] == [128, 128]
     assert sorted(ranks[0]["images"] + ranks[1]["images"]) == sorted(sums.tolist())
 

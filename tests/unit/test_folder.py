@@ -90,7 +90,7 @@ def test_grey_and_colour_pictures_become_the_channels_asked_for(tmp_path: Path, 
 def test_pictures_of_many_sizes_need_a_size(tmp_path: Path) -> None:
     tree(tmp_path)
     picture(5, size=(20, 10)).save(tmp_path / "test" / "dog" / "wide.png")
-    with pytest.raises(ArtifactError, match=r"wide\.png is 20x10 pixels, the pictures before it 8x8") as caught:
+    with pytest.raises(ArtifactError, match=r"wide\.png is 20x10 pixels, not 8x8") as caught:
         load(tmp_path)
     assert caught.value.where.endswith("dog/wide.png") and "dataset.size" in caught.value.fix
     assert load(tmp_path, size=6).images.shape == (5, 3, 6, 6)
