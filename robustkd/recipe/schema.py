@@ -60,14 +60,34 @@ AnyDataset = Annotated[SerializeAsAny[DatasetConfig], BeforeValidator(OnShelf("d
 AnyMethod = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(OnShelf("methods")), OnShelf("methods")]
 
 
+class Figures(Section, frozen=True):
+    """Accuracies of a network as fractions, published or measured; on test images, under its own threat model."""
+
+    clean: float | None = Field(None, ge=0, le=1)
+    pgd10: float | None = Field(None, ge=0, le=1, description="under PGD of 10 steps or more")
+    autoattack: float | None = Field(None, ge=0, le=1, description="a floor of what is measured under PGD-10")
+
+
+class VerifyConfig(Section, frozen=True):
+    """The sample of test images a teacher is measured on after loading."""
+
+    clean: int = Field(1000, ge=1, description="how many images")
+    pgd10: int = Field(200, ge=0, description="how many of them are attacked; 0: none")
+
+
 class TeacherConfig(Section, frozen=True):
-    """A teacher: a card on the shelf (`id`), or a file (`path`) with its architecture (`model`)."""
+    """A teacher: a card on the shelf (`id`), or a source (`path`) with its architecture (`model`)."""
 
     role: Role = "robust"
     id: str | None = Field(None, description="name of a teacher card; see `robustkd list teachers`")
-    path: str | None = Field(None, description="a .safetensors file or one of our checkpoint bundles")
+    path: str | None = Field(
+        None,
+        description="a file or folder here, one of our checkpoint bundles, hf:ORG/REPO/FILE, an address, "
+        "torchvision:NAME or timm:NAME",
+    )
     model: AnyModel | None = Field(None, description="architecture of the file at `path`")
     sha256: str | None = Field(None, description="expected digest of the file at `path`")
+    reported: Figures | None = Field(None, description="what the file at `path` must reach on the test images")
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherConfig:
@@ -122,6 +142,7 @@ class TrainConfig(Section, frozen=True):
     save_every: int = Field(100, ge=1, description="steps between resumable states; one is also written per epoch")
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm")
     tensorboard: bool = True
+    verify_teacher: bool = Field(True, description="measure a teacher after loading, where figures of it are known")
 
 
 class Recipe(Section, frozen=True):
@@ -130,6 +151,7 @@ class Recipe(Section, frozen=True):
     name: str = "run"
     dataset: AnyDataset
     student: AnyModel
+    student_init: str | None = Field(None, description="weights to start from: a checkpoint of ours, or a file or source")
     teachers: tuple[TeacherConfig, ...] = ()
     threat: ThreatModel = ThreatModel()
     inner: InnerConfig = InnerConfig()

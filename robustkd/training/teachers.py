@@ -1,12 +1,13 @@
 """Teachers: a card on the shelf or the user's own file; digest checked, strictly loaded, frozen, in eval mode.
 
-The weights of most cards do not ship: they are looked for in ROBUSTKD_TEACHERS, then in `teachers` under the data root.
+The weights of most cards do not ship: they are looked for in ROBUSTKD_TEACHERS, then in `teachers` under the data root,
+and fetched to the first of these where the card knows their source.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,27 @@ import torch
 from pydantic import BaseModel, Field
 from torch import nn
 
-from robustkd.bundle import Bundle, sha256
+from robustkd.bundle import MANIFEST, Bundle, sha256
 from robustkd.errors import ArtifactError, ConfigError, nearest
 from robustkd.methods._base import Role
 from robustkd.models._base import ModelConfig
-from robustkd.models._files import load_net, load_state
+from robustkd.models._files import load_net, load_state, start_of
 from robustkd.models._foreign import read_foreign
 from robustkd.recipe.reading import Key, read_yaml, validate
-from robustkd.recipe.schema import AnyModel, Recipe, TeacherConfig
+from robustkd.recipe.schema import AnyModel, Figures, Recipe, TeacherConfig, VerifyConfig
 from robustkd.threat import ThreatModel
+from robustkd.training.published import build_published, published
+from robustkd.training.sources import Listen, bring, check_first, folders, inside, remember, remote
 
 FOLDER = Path(__file__).parent.parent / "teachers"
 Shape = tuple[int, int, int]
+UNHEARD: Listen = lambda event: None  # noqa: E731
+
+
+class CardVerify(VerifyConfig, frozen=True):
+    """The sample, and for which data sets beside the card's own the figures hold."""
+
+    also: tuple[str, ...] = ()
 
 
 class Card(BaseModel, frozen=True, extra="forbid"):
@@ -44,11 +54,36 @@ class Card(BaseModel, frozen=True, extra="forbid"):
     dataset: str
     threat: ThreatModel | None = Field(None, description="none: a clean teacher")
     published: str = Field("", description="where the file comes from; empty where it ships")
+    source: str | None = Field(None, description="hf:ORG/REPO/FILE or an address, from which the file is fetched")
     paper: str = ""
     reported: dict[str, Any] = Field({}, description="accuracies as published, fractions; not measured here")
     measured: dict[str, Any] = Field({}, description="accuracies measured here, fractions")
+    verify: CardVerify = CardVerify()
     recipe: str | None = Field(None, description="the shipped recipe that trains it")
     licence: str
+
+    def figures(self, dataset: str) -> Figures | None:
+        """What the network must reach on the test images of a data set: as measured here, otherwise as reported."""
+        if dataset not in (self.dataset, *self.verify.also):
+            return None
+        for told in (self.measured, *(v for v in self.measured.values() if isinstance(v, dict)), self.reported):
+            if found := {key: told[key] for key in Figures.model_fields if key in told}:
+                return Figures.model_validate(found)
+        return None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is said of a teacher, for the one who measures it: accuracies, the threat they hold for, and the sample."""
+
+    name: str
+    where: str
+    figures: Figures
+    threat: ThreatModel | None
+    sample: VerifyConfig
+
+
+Measure = Callable[[nn.Module, Expected], None]
 
 
 def cards() -> dict[str, Path]:
@@ -96,6 +131,11 @@ def load_teachers(
     device: torch.device,
     size: tuple[int, int] | None = None,
     root: Path | None = None,
+    dataset: str = "",
+    threat: ThreatModel | None = None,
+    measure: Measure | None = None,
+    trust_pickle: bool = False,
+    listen: Listen = UNHEARD,
 ) -> tuple[dict[Role, nn.Module], list[dict[str, str]]]:
     """The teachers by role, and for the manifest where each came from with its digest.
 
@@ -106,20 +146,32 @@ def load_teachers(
         device: where the teachers go.
         size: height and width of the images, in pixels; left out, it is not checked.
         root: the data root, whose `teachers` may hold the weights; left out, ROBUSTKD_DATA, then ./data.
+        dataset: its name, by which a card knows whether its figures hold.
+        threat: what a recipe's own figures of a teacher hold for.
+        measure: called with each network of which figures are known; it raises where they do not hold.
+        trust_pickle: unpickle in full where the digest is stated, on the card or in the recipe.
+        listen: called with the events of downloads.
 
     Raises:
         ArtifactError: a file is missing, is not the one described, or does not fit its architecture.
         ConfigError: a teacher has another number of classes or channels than the data, or takes images of another size.
+        RequirementError: the source of a teacher needs a package that is not installed.
+        NumericsError: a teacher does not answer as is said of it.
     """
     nets: dict[Role, nn.Module] = {}
     origins = []
+    shape = (channels, *(size or (0, 0)))
     for index, config in enumerate(configs):
         try:
-            net, file = _load(config, (channels, *(size or (0, 0))), classes, root)
+            found = _Finder(shape, classes, root, trust_pickle, listen).find(config)
         except ConfigError as error:
             raise ConfigError(error.what, where=error.where or f"teachers[{index}]", fix=error.fix) from error
-        nets[config.role] = freeze(net).to(device).to(memory_format=torch.channels_last)
-        origins.append({"role": config.role, "source": config.id or str(config.path), "sha256": sha256(file)})
+        net = nets[config.role] = freeze(found.net).to(device).to(memory_format=torch.channels_last)
+        if measure is not None and (expected := _expected(config, found, dataset, threat)) is not None:
+            measure(net, expected)
+        if found.first:
+            remember(found.file, found.digest)
+        origins.append({"role": config.role, "source": config.id or str(config.path), "sha256": found.digest})
     return nets, origins
 
 
@@ -128,55 +180,120 @@ def freeze(net: nn.Module) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def _load(config: TeacherConfig, shape: Shape, classes: int, root: Path | None) -> tuple[nn.Module, Path]:
-    """The network and its file; a height of 0 in `shape` is not known."""
-    if config.id is not None:
-        card = read_card(config.id)
-        _card_fits(card, shape, classes)
-        _takes(config.id, card.model, shape, classes)
-        file = weights_of(card, root)
-        digest = card.sha256 if file.name == Path(card.file).name else None
-        return _from_file(file, card.model, shape[0], classes, digest, card), file
-    path = Path(str(config.path)).expanduser()
-    if path.is_dir():
+def _expected(config: TeacherConfig, found: _Found, dataset: str, threat: ThreatModel | None) -> Expected | None:
+    if config.id is None:
+        said = config.reported
+        return Expected(str(config.path), str(found.file), said, threat, VerifyConfig()) if said is not None else None
+    card = read_card(config.id)
+    figures = card.figures(dataset)
+    return Expected(card.name, str(found.file), figures, card.threat, card.verify) if figures is not None else None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A network, its file and the file's digest; `first`: the digest is to be recorded."""
+
+    net: nn.Module
+    file: Path
+    digest: str
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Finds teachers for images of a shape (a height of 0 is not known) and a number of classes."""
+
+    shape: Shape
+    classes: int
+    root: Path | None
+    trust_pickle: bool
+    listen: Listen
+
+    def find(self, config: TeacherConfig) -> _Found:
+        """The network of a teacher, checked as far as can be without images."""
+        if config.id is not None:
+            return self._by_card(config.id)
+        source = str(config.path)
+        if published(source):
+            net, digest = build_published(source, channels=self.shape[0], classes=self.classes)
+            return _Found(net, Path(source), digest)
+        if remote(source):
+            _needs_model(source, config.model)
+            path = bring(source, self.root, digest=config.sha256, listen=self.listen)
+        else:
+            path = Path(source).expanduser()
+            path = inside(path) if path.is_dir() else path
+        if (path / MANIFEST).is_file():
+            return self._bundle(path)
+        model = _needs_model(source, config.model)
+        _takes(source, model, self.shape, self.classes)
+        return self._file(path, model, config.sha256, first=remote(source))
+
+    def _by_card(self, name: str) -> _Found:
+        card = read_card(name)
+        _card_fits(card, self.shape, self.classes)
+        _takes(name, card.model, self.shape, self.classes)
+        file = weights_of(card, self.root, listen=self.listen)
+        # a .safetensors of the same name is another file than the one the digest is of
+        digest = card.sha256 if file.name == Path(card.file).name or card.source is not None else None
+        return self._file(file, card.model, digest, first=True, prefix=card.prefix, rename=card.rename)
+
+    def _bundle(self, path: Path) -> _Found:
         bundle = Bundle.open(path, kind="checkpoint")
         if (info := bundle.manifest.model) is not None:
-            _fits(str(path), info.input_shape, len(info.classes), shape, classes)
-        return load_net(bundle), bundle.file("model.safetensors")
-    if config.model is None:
+            _fits(str(path), info.input_shape, len(info.classes), self.shape, self.classes)
+        file = bundle.file("model.safetensors")
+        return _Found(load_net(bundle), file, sha256(file))
+
+    def _file(self, file: Path, model: ModelConfig, wanted: str | None, *, first: bool, **quirks: Any) -> _Found:
+        start_of(file)  # a file that is not there says so before it is digested
+        digest = sha256(file)
+        # the digest first: no parser sees a file that is not the one described
+        if wanted is not None and digest.removeprefix("sha256:") != wanted.removeprefix("sha256:"):
+            raise ArtifactError(
+                f"{file.name} is not the file described: its digest differs",
+                where=str(file),
+                fix="fetch it again",
+            )
+        if first and wanted is None:
+            check_first(file, digest)
+        trusted = digest if self.trust_pickle and wanted is not None else None
+        state = read_foreign(file, trusted=trusted, **quirks)
+        net = model.build(channels=self.shape[0], classes=self.classes)
+        load_state(net, state, str(file))
+        return _Found(net, file, digest, first=first and wanted is None)
+
+
+def _needs_model(source: str, model: ModelConfig | None) -> ModelConfig:
+    if model is None:
         raise ConfigError(
             "a teacher file needs its architecture",
-            where=str(path),
+            where=source,
             fix="add teachers[].model: {name: resnet18}",
         )
-    _takes(str(path), config.model, shape, classes)
-    return _from_file(path, config.model, shape[0], classes, config.sha256), path
+    return model
 
 
-def weights_of(card: Card, root: Path | None = None) -> Path:
-    """The file of a card's weights.
+def weights_of(card: Card, root: Path | None = None, *, listen: Listen = UNHEARD) -> Path:
+    """The file of a card's weights, fetched where it is not here and the card knows its source.
 
     Raises:
         ArtifactError: it is nowhere to be found; the message says where it should lie and where it comes from.
     """
     if (shipped := FOLDER / card.file).is_file():
         return shipped
-    folders = list(_folders(root))
-    for folder in folders:
+    searched = list(folders(root))
+    for folder in searched:
         for file in (folder / card.file, (folder / card.file).with_suffix(".safetensors")):
             if file.is_file():
                 return file
+    if card.source is not None:
+        return bring(card.source, root, digest=card.sha256, listen=listen)
     raise ArtifactError(
         f"the weights of teacher {card.name} are not here: {card.file}",
-        where=" or ".join(str(folder.absolute()) for folder in folders),
+        where=" or ".join(str(folder.absolute()) for folder in searched),
         fix=f"{card.published or 'install robustkd again'}; put it there, or point ROBUSTKD_TEACHERS at its folder",
     )
-
-
-def _folders(root: Path | None) -> Iterator[Path]:
-    if given := os.environ.get("ROBUSTKD_TEACHERS"):
-        yield Path(given).expanduser()
-    yield (root or Path(os.environ.get("ROBUSTKD_DATA", "data"))).expanduser() / "teachers"
 
 
 def _card_fits(card: Card, shape: Shape, classes: int) -> None:
@@ -210,19 +327,3 @@ def _takes(name: str, model: ModelConfig, shape: Shape, classes: int) -> None:
                 f"teacher {name} does not take images of {shape[1]}x{shape[2]} pixels",
                 fix="choose a teacher of this data set",
             ) from error
-
-
-def _from_file(
-    file: Path, model: ModelConfig, channels: int, classes: int, digest: str | None, card: Card | None = None
-) -> nn.Module:
-    # the digest first: no parser sees a file that is not the one described
-    if digest is not None and file.is_file() and sha256(file).removeprefix("sha256:") != digest.removeprefix("sha256:"):
-        raise ArtifactError(
-            f"{file.name} is not the file described: its digest differs",
-            where=str(file),
-            fix="fetch it again",
-        )
-    state = read_foreign(file, prefix=card.prefix, rename=card.rename) if card else read_foreign(file)
-    net = model.build(channels=channels, classes=classes)
-    load_state(net, state, str(file))
-    return net
