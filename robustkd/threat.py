@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Start = Literal["noise", "uniform", "zero"]
 
+#: float32 rounding of the projection; a distance may exceed eps by this much
+SLACK = 1e-6
+
 
 def parse_pixels(value: Any) -> Any:
     """A pixel distance on the [0, 1] scale: a number, or a quotient such as "8/255".

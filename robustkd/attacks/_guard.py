@@ -14,10 +14,7 @@ from torch import Tensor
 
 from robustkd.losses import margin
 from robustkd.signals import check
-from robustkd.threat import ThreatModel
-
-#: float32 rounding of the projection; a distance may exceed eps by this much
-SLACK = 1e-6
+from robustkd.threat import SLACK, ThreatModel
 
 #: step of the tie-break relative to the spread of the logits, far below one unit of float32 or int8
 _TIE_STEP = 1e-9

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from robustkd.auditing.run import ArtifactFacts, SourceModel
+from robustkd.auditing.facts import ArtifactFacts, SourceModel
 from robustkd.bundle import MANIFEST, Bundle, sha256
 from robustkd.engines._base import Engine
 from robustkd.errors import ArtifactError
 from robustkd.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Shape = tuple[int, int, int]
 

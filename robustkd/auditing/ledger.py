@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from robustkd.attacks._guard import SLACK
 from robustkd.auditing.sides import NOT_TRIED, Judged
 from robustkd.engines._base import Images
-from robustkd.threat import ThreatModel
+from robustkd.threat import SLACK, ThreatModel
 
 Flags = NDArray[np.bool_]
 

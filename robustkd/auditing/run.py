@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustkd.attacks._base import Model, prepared
-from robustkd.auditing import evidence, probes
+from robustkd.auditing import evidence, probes, recheck
+from robustkd.auditing.facts import ArtifactFacts, AuditArrays, SourceModel
 from robustkd.auditing.ledger import Ledger
 from robustkd.auditing.plan import Step, plan
 from robustkd.auditing.sides import NO_NUMBER, Judged, Side, engine_side, read, source_side
@@ -32,34 +32,6 @@ from robustkd.threat import ThreatModel
 
 #: images that set the scale of the logits
 SCALE = 256
-
-
-@dataclass(frozen=True)
-class ArtifactFacts:
-    """The file under audit."""
-
-    path: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class SourceModel:
-    """The checkpoint the artifact is held against; its gradients serve as the twin's."""
-
-    net: nn.Module
-    path: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class AuditArrays:
-    """What the result does not hold: the images, and every answer to them."""
-
-    x: Images
-    y: NDArray[np.int64]
-    index: NDArray[np.int64]
-    ledger: Ledger
-    store: Store
 
 
 def run_audit(
@@ -293,6 +265,6 @@ def _evidence(job: Job, steps: list[Step], kind: probes.Kind) -> list[Check]:
     else:
         text = "no attack with gradients ran"
         found += [Check(name=name, status="skipped", message=text) for name in ("S12 gradients not zero", "S13 ascent")]
-    found.append(evidence.inside(ledger, job.threat))
-    found.append(evidence.rejudged(job.engine, ledger, job.x, job.y, job.batch))
+    found.append(recheck.inside(ledger, job.threat))
+    found.append(recheck.rejudged(job.engine, ledger, job.x, job.y, job.batch))
     return found

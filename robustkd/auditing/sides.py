@@ -7,15 +7,17 @@ margin: a tie, a NaN or an Inf is never a point for the defender.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from robustkd.engines._base import Engine, Images, Logits
 from robustkd.signals import check
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 #: prediction recorded where the logits are not finite
 NO_NUMBER = -1
@@ -79,6 +81,7 @@ def engine_side(engine: Engine, batch_size: int) -> Side:
 
 def source_side(net: nn.Module, device: torch.device, batch_size: int) -> Side:
     """The checkpoint the artifact is held against."""
+    import torch
 
     @torch.no_grad()
     def answer(x: Images) -> Logits:

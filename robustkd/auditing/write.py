@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustkd.auditing.facts import AuditArrays
 from robustkd.auditing.ledger import Track, distances
-from robustkd.auditing.run import AuditArrays
 from robustkd.bundle import Bundle, create, write_atomic, write_json
 from robustkd.errors import RequirementError
 from robustkd.result import AuditResult

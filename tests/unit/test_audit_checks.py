@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustkd.auditing import evidence, probes
+from robustkd.auditing import evidence, probes, recheck
 from robustkd.auditing.ledger import Ledger, distances
 from robustkd.auditing.plan import plan, seed_of
 from robustkd.auditing.sides import NO_NUMBER, Judged, Side, read
@@ -108,9 +108,9 @@ def test_s12_s13_are_skipped_at_eps_zero_and_without_images():
 def test_s15_sees_what_left_the_ball_or_the_range(bad):
     ledger = ledger_with({"pgd": np.full(N, np.nan)})
     ledger.add("pgd", np.array([3]), np.full((1, 1, 2, 2), 0.6, np.float32), judged([1.0]), None)
-    assert evidence.inside(ledger, THREAT).status == "ok"
+    assert recheck.inside(ledger, THREAT).status == "ok"
     ledger.add("pgd", np.array([4]), np.full((1, 1, 2, 2), bad, np.float32), judged([1.0]), None)
-    check = evidence.inside(ledger, THREAT)
+    check = recheck.inside(ledger, THREAT)
     assert check.status == "block" and check.message.startswith("1 adversarial")
 
 
@@ -119,9 +119,9 @@ def test_s18_sees_an_engine_that_changes_its_mind():
     x, y = data.floats(), data.labels
     engine = TorchEngine(Quadrants())
     ledger = Ledger(x, THREAT, read(engine.logits(x), y), None)
-    assert evidence.rejudged(Side(engine.logits, 16), ledger, x, y, 16).status == "ok"
+    assert recheck.rejudged(Side(engine.logits, 16), ledger, x, y, 16).status == "ok"
     moody = TorchEngine(Quadrants(), answer=lambda net, z: net(z).roll(1, 1))
-    assert evidence.rejudged(Side(moody.logits, 16), ledger, x, y, 16).status == "block"
+    assert recheck.rejudged(Side(moody.logits, 16), ledger, x, y, 16).status == "block"
 
 
 def test_s18_takes_rounding_at_the_boundary_for_a_warning():
@@ -136,7 +136,7 @@ def test_s18_takes_rounding_at_the_boundary_for_a_warning():
     engine = Side(TorchEngine(Quadrants(), answer=answer).logits, 16)
     clean = engine.judge(x, y)
     before = Judged(clean.prediction, np.where(np.arange(32) >= 30, -1e-5, clean.margin))
-    assert evidence.rejudged(engine, Ledger(x, THREAT, before, None), x, y, 16).status == "warn"
+    assert recheck.rejudged(engine, Ledger(x, THREAT, before, None), x, y, 16).status == "warn"
 
 
 def test_s7_sees_an_engine_that_answers_by_position():
