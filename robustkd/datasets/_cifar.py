@@ -30,7 +30,8 @@ def read_records(folder: Path, names: list[str], *, labels: int) -> tuple[NDArra
             raise ArtifactError(f"{file.name} is cut short", where=str(folder), fix=_UNPACK)
         parts.append(data.reshape(-1, labels + _PIXELS))
     records = np.concatenate(parts)
-    return records[:, labels:].reshape(-1, 3, 32, 32), records[:, :labels]
+    # a copy of its own: a view would keep the records, and be copied again on its way to the device
+    return np.ascontiguousarray(records[:, labels:]).reshape(-1, 3, 32, 32), records[:, :labels].copy()
 
 
 def read_python(root: Path, split: Split, *, name: Literal["CIFAR10", "CIFAR100"], layout: str) -> Any:

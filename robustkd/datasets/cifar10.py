@@ -38,7 +38,8 @@ class Cifar10Config(DatasetConfig, frozen=True):
         raise ArtifactError(
             "CIFAR-10 is not here",
             where=str(root.absolute()),
-            fix="put cifar-10-batches-bin or cifar-10-batches-py there, or point --data (ROBUSTKD_DATA) at their parent",
+            fix="unpack cifar-10-binary.tar.gz or cifar-10-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html there, "
+            "or point --data (ROBUSTKD_DATA) at the parent of cifar-10-batches-bin or cifar-10-batches-py",
         )
 
     def _binary(self, folder: Path, split: Split) -> ImageSet:

@@ -39,7 +39,9 @@ class Cifar100Config(DatasetConfig, frozen=True):
         raise ArtifactError(
             "CIFAR-100 is not here",
             where=str(root.absolute()),
-            fix="put cifar-100-binary or cifar-100-python there, or point --data (ROBUSTKD_DATA) at their parent",
+            fix="unpack cifar-100-binary.tar.gz or cifar-100-python.tar.gz of "
+            "https://www.cs.toronto.edu/~kriz/cifar.html there, "
+            "or point --data (ROBUSTKD_DATA) at the parent of cifar-100-binary or cifar-100-python",
         )
 
     def _binary(self, folder: Path, split: Split) -> ImageSet:

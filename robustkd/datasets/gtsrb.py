@@ -91,7 +91,10 @@ def _found(root: Path, split: Split) -> list[tuple[Path, int]]:
         data = datasets.GTSRB(root, split=split)
     except RuntimeError as error:
         where = str((root / "gtsrb").absolute())
-        fix = "put torchvision's gtsrb folder there, or point --data (ROBUSTKD_DATA) at its parent"
+        fix = (
+            "let torchvision.datasets.GTSRB(root, split, download=True) fetch train and test, "
+            "or point --data (ROBUSTKD_DATA) at the parent of its folder gtsrb"
+        )
         raise ArtifactError(f"GTSRB is not here: no {split} pictures", where=where, fix=fix) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"GTSRB cannot be listed: {error}", where=str(root / "gtsrb"), fix=_UNPACK) from error

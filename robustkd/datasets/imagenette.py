@@ -77,7 +77,9 @@ class ImagenetteConfig(DatasetConfig, frozen=True):
             raise ArtifactError(
                 "Imagenette is not here",
                 where=str(root.absolute()),
-                fix="unpack imagenette2-160, imagenette2-320 or imagenette2 there, or point --data there",
+                fix="unpack imagenette2-160.tgz, imagenette2-320.tgz or imagenette2.tgz of "
+                "https://github.com/fastai/imagenette there, "
+                "or point --data (ROBUSTKD_DATA) at the parent of imagenette2-160, imagenette2-320 or imagenette2",
             )
         edges = {"160px": 160, "320px": 320, "full": 512}
         return next((kind for kind in there if edges[kind] >= self.size), there[-1])

@@ -111,7 +111,8 @@ class NpzConfig(DatasetConfig, frozen=True):
             raise ArtifactError(f"the files of {split} differ in their class names", where=str(files[0]), fix="make them equal")
         labels = np.concatenate([part[1] for part in parts])
         names = self.classes or parts[0][2] or tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))
-        return ImageSet(np.concatenate([p[0] for p in parts]), labels, names, self.name, split)
+        images = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts])
+        return ImageSet(images, labels, names, self.name, split)
 
     def _resolve(self, given: Path) -> list[Path]:
         """The file of a name or the files of a pattern, under the data root or as given."""

@@ -41,7 +41,8 @@ class SvhnConfig(DatasetConfig, frozen=True):
         raise ArtifactError(
             f"SVHN is not here: no {file}",
             where=str(root.absolute()),
-            fix="put train_32x32.mat and test_32x32.mat there, or point --data (ROBUSTKD_DATA) at their folder",
+            fix="put train_32x32.mat and test_32x32.mat of http://ufldl.stanford.edu/housenumbers there, "
+            "or point --data (ROBUSTKD_DATA) at their folder",
         )
 
 

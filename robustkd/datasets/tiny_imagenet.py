@@ -52,7 +52,8 @@ class TinyImagenetConfig(DatasetConfig, frozen=True):
         raise ArtifactError(
             "Tiny-ImageNet is not here",
             where=str(root.absolute()),
-            fix="unpack tiny-imagenet-200.zip there, or point --data (ROBUSTKD_DATA) at its parent",
+            fix="unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there, "
+            "or point --data (ROBUSTKD_DATA) at the parent of tiny-imagenet-200",
         )
 
 
