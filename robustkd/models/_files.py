@@ -12,6 +12,7 @@ from robustkd.bundle import Bundle
 from robustkd.catalog import Shelf
 from robustkd.errors import ArtifactError
 from robustkd.models._base import ModelConfig, bare
+from robustkd.models._constants import without_constants
 
 NAMED = 8
 """How many tensors of a kind an error names."""
@@ -77,10 +78,12 @@ def load_state(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Load strictly into the network behind its normalisation; a missing step counter of batch norm is no error.
 
     Raises:
-        ArtifactError: a tensor is missing, left over, or of another shape; each is named, and nothing is loaded.
+        ArtifactError: a tensor is missing, left over, or of another shape; each is named, and nothing is loaded. Or the
+            file brings a mean and deviation along, and they are not those of the network.
     """
     target = bare(net)
     wanted = target.state_dict()
+    state = without_constants(net, state, where)
     lacking = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     surplus = [k for k in state if k not in wanted]
     other = [(k, tuple(state[k].shape), tuple(wanted[k].shape)) for k in wanted if k in state]
