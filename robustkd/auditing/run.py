@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from robustkd.auditing import evidence, probes, recheck
 from robustkd.auditing.facts import ArtifactFacts, AuditArrays, SourceModel
 from robustkd.auditing.ledger import Ledger
 from robustkd.auditing.plan import Step, plan
+from robustkd.auditing.shards import ALL, Shard
 from robustkd.auditing.sides import NO_NUMBER, Judged, Side, engine_side, read, source_side
 from robustkd.auditing.steps import Event, Job, Progress, run_step
 from robustkd.auditing.store import Store, partial_folder
@@ -34,25 +36,11 @@ from robustkd.threat import ThreatModel
 SCALE = 256
 
 
-def run_audit(
-    engine: Engine,
-    *,
-    artifact: ArtifactFacts,
-    images: ImageSet,
-    threat: ThreatModel,
-    policy: Policy,
-    audit: AuditConfig,
-    source: SourceModel | None = None,
-    twin: nn.Module | None = None,
-    seed: int = 0,
-    folder: Path | None = None,
-    resume: bool = False,
-    index: NDArray[np.int64] | None = None,
-    progress: Progress = lambda event: None,
-) -> tuple[AuditResult, AuditArrays]:
-    """Audit an engine on some images: the worst case per image over all attacks, read off the engine itself.
+@dataclass(frozen=True)
+class Order:
+    """What is to be audited, and how.
 
-    Args:
+    Attributes:
         engine: what is under audit.
         artifact: its file.
         images: the images, all of which are used.
@@ -66,47 +54,110 @@ def run_audit(
         resume: take up an interrupted audit of the same identity.
         index: positions of the images in their data set, for the records.
         progress: told about every finished chunk and every warning.
+    """
+
+    engine: Engine
+    artifact: ArtifactFacts
+    images: ImageSet
+    threat: ThreatModel
+    policy: Policy
+    audit: AuditConfig
+    source: SourceModel | None = None
+    twin: nn.Module | None = None
+    seed: int = 0
+    folder: Path | None = None
+    resume: bool = False
+    index: NDArray[np.int64] | None = None
+    progress: Progress = lambda event: None
+
+    @property
+    def net(self) -> nn.Module | None:
+        """The network whose gradients serve, where there is one."""
+        return self.twin if self.twin is not None else self.source.net if self.source else None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for pieces of two runs to belong to one audit."""
+        info = self.engine.info
+        return {
+            "artifact": self.artifact.sha256,
+            "runtime": f"{info.runtime} {info.runtime_version} {info.device}",
+            "source": self.source.sha256 if self.source else None,
+            "norm": self.threat.norm,
+            "eps": self.threat.eps,
+            "data": self.images.sha256,
+            "policy": self.policy.model_dump(),
+            "batch_size": self.audit.batch_size,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class _Work:
+    """An audit at work: everything its attacks need, and what the checks before them found."""
+
+    job: Job
+    kind: probes.Kind
+    steps: list[Step]
+    checks: list[Check]
+    begun: float
+    earlier: float
+
+    @property
+    def seconds(self) -> float:
+        """So far, with those of the runs before an interruption."""
+        return self.earlier + time.perf_counter() - self.begun
+
+
+def run_audit(engine: Engine, **options: Any) -> tuple[AuditResult, AuditArrays]:
+    """Audit an engine on some images: the worst case per image over all attacks, read off the engine itself.
+
+    Args:
+        engine: what is under audit.
+        options: the other fields of `Order`.
 
     Raises:
         ArtifactError: images do not fit the engine, or an unfinished audit is in the way.
         NumericsError: engine and source do not agree at all on clean images.
         Interrupted: a signal asked for a stop; finished pieces are kept.
     """
-    _fits(engine, images)
-    with ExitStack() as quiet:
-        for net in (twin, source.net if source else None):
-            if net is not None:
-                quiet.enter_context(prepared(net))
-        return _audit(engine, artifact, images, threat, policy, audit, source, twin, seed, folder, resume, index, progress)
+    return carry_out(Order(engine, **options))
 
 
-def _audit(
-    engine: Engine,
-    artifact: ArtifactFacts,
-    images: ImageSet,
-    threat: ThreatModel,
-    policy: Policy,
-    audit: AuditConfig,
-    source: SourceModel | None,
-    twin: nn.Module | None,
-    seed: int,
-    folder: Path | None,
-    resume: bool,
-    index: NDArray[np.int64] | None,
-    progress: Progress,
-) -> tuple[AuditResult, AuditArrays]:
+def carry_out(order: Order) -> tuple[AuditResult, AuditArrays]:
+    """The whole audit of an order; see `run_audit`."""
+    with _quiet(order):
+        work = _begin(order, ALL)
+        return _conclude(order, work, _attack(work))
+
+
+def carry_out_shard(order: Order, shard: Shard) -> Store:
+    """The attacks of one shard, whose pieces are in the store it returns; the errors are those of `run_audit`."""
+    with _quiet(order):
+        work = _begin(order, shard)
+        _attack(work)
+    return work.job.store
+
+
+def _quiet(order: Order) -> ExitStack:
+    """Networks in evaluation mode with frozen parameters, and as they were afterwards."""
+    _fits(order.engine, order.images)
+    quiet = ExitStack()
+    for net in (order.twin, order.source.net if order.source else None):
+        if net is not None:
+            quiet.enter_context(prepared(net))
+    return quiet
+
+
+def _begin(order: Order, shard: Shard) -> _Work:
+    """Clean answers and the checks before any attack: of all images, whichever the shard."""
     begun = time.perf_counter()
-    store = Store.open(
-        partial_folder(folder) if folder else None,
-        _identity(engine, artifact, images, threat, policy, audit, source, seed),
-        resume=resume,
-    )
+    store = Store.open(partial_folder(order.folder) if order.folder else None, order.identity(), resume=order.resume)
     earlier = float(clock["seconds"]) if (clock := store.get("clock")) else 0.0
-    x, y = images.floats(), images.labels
+    engine, source, threat, audit, net = order.engine, order.source, order.threat, order.audit, order.net
+    x, y = order.images.floats(), order.images.labels
     judge_e = engine_side(engine, audit.batch_size)
     logits = judge_e.logits(x)
     kind = probes.output_kind(logits)
-    net = twin if twin is not None else source.net if source else None
     device = _device(net)
     judge_s = source_side(source.net, device, audit.batch_size) if source else None
     other = (judge_s or source_side(net, device, audit.batch_size)).judge(x, y) if net is not None else None
@@ -114,38 +165,51 @@ def _audit(
     checks = _probe(judge_e, x, y, logits, kind, ledger, other, audit, threat, paired=source is not None)
     for check in checks:
         if check.status in ("warn", "block"):
-            progress(Event("warning", f"{check.name}: {check.message}"))
+            order.progress(Event("warning", f"{check.name}: {check.message}"))
     models = _models(engine, net, source, kind, torch.from_numpy(x[:SCALE]).to(device))
-    job = Job(x, y, threat, judge_e, judge_s, models, ledger, store, audit.batch_size, seed, device, progress)
-    steps, skipped = _possible(plan(policy, twin=net is not None, source=source is not None), logits.shape[1])
+    job = Job(
+        x, y, threat, judge_e, judge_s, models, ledger, store, audit.batch_size, order.seed, device, order.progress, shard
+    )
+    steps, skipped = _possible(plan(order.policy, twin=net is not None, source=source is not None), logits.shape[1])
+    return _Work(job, kind, steps, [*checks, *skipped], begun, earlier)
+
+
+def _attack(work: _Work) -> dict[str, dict[str, AttackResult]]:
+    """Run every step; what each yielded on either side."""
     report: dict[str, dict[str, AttackResult]] = {"engine": {}, "source": {}}
-    for step in steps:
-        run_step(job, step, steps, report)
-        store.put("clock", {"seconds": np.asarray(earlier + time.perf_counter() - begun)})
-    checks = sorted([*checks, *skipped, *_evidence(job, steps, kind)], key=_order)
-    counts = counts_of(ledger, white_box=any(s.level == "surrogate" for s in steps))
-    all_checks, verdict = judge(counts, audit, checks)
+    for step in work.steps:
+        run_step(work.job, step, work.steps, report)
+        work.job.store.put("clock", {"seconds": np.asarray(work.seconds)})
+    return report
+
+
+def _conclude(order: Order, work: _Work, report: dict[str, dict[str, AttackResult]]) -> tuple[AuditResult, AuditArrays]:
+    """The checks of the evidence, the statistics and the verdict."""
+    job, ledger, engine, source, images = work.job, work.job.ledger, order.engine, order.source, order.images
+    checks = sorted([*work.checks, *_evidence(job, work.steps, work.kind)], key=_order)
+    counts = counts_of(ledger, white_box=any(s.level == "surrogate" for s in work.steps))
+    all_checks, verdict = judge(counts, order.audit, checks)
     result = AuditResult(
         artifact=Artifact(
-            path=artifact.path,
-            sha256=artifact.sha256,
+            path=order.artifact.path,
+            sha256=order.artifact.sha256,
             **engine.info.model_dump(include=set(_INFO)),
             settings=engine.info.settings,
         ),
         source=Source(path=source.path, sha256=source.sha256) if source else None,
-        threat=threat,
+        threat=order.threat,
         dataset=Dataset(name=images.name, split=images.split, n=len(images), sha256=images.sha256),
-        policy={**policy.model_dump(), "bounds": audit.model_dump(exclude={"policy", "n"})},
-        seed=seed,
-        seconds=earlier + time.perf_counter() - begun,
+        policy={**order.policy.model_dump(), "bounds": order.audit.model_dump(exclude={"policy", "n"})},
+        seed=order.seed,
+        seconds=work.seconds,
         engine=side_of(ledger.engine, report["engine"]),
         source_model=side_of(ledger.source, report["source"]) if ledger.source else None,
         difference=difference(counts),
         checks=all_checks,
         verdict=verdict,
     )
-    places = np.arange(len(images)) if index is None else index
-    return result, AuditArrays(x, y, places, ledger, store)
+    places = np.arange(len(images)) if order.index is None else order.index
+    return result, AuditArrays(job.x, job.y, places, ledger, job.store)
 
 
 def _order(check: Check) -> tuple[bool, int]:
@@ -172,30 +236,6 @@ def _fits(engine: Engine, images: ImageSet) -> None:
             where=images.name,
             fix="choose the data set the model was trained on",
         )
-
-
-def _identity(
-    engine: Engine,
-    artifact: ArtifactFacts,
-    images: ImageSet,
-    threat: ThreatModel,
-    policy: Policy,
-    audit: AuditConfig,
-    source: SourceModel | None,
-    seed: int,
-) -> dict[str, Any]:
-    """What must be equal for pieces of two runs to belong to one audit."""
-    return {
-        "artifact": artifact.sha256,
-        "runtime": f"{engine.info.runtime} {engine.info.runtime_version} {engine.info.device}",
-        "source": source.sha256 if source else None,
-        "norm": threat.norm,
-        "eps": threat.eps,
-        "data": images.sha256,
-        "policy": policy.model_dump(),
-        "batch_size": audit.batch_size,
-        "seed": seed,
-    }
 
 
 def _device(net: nn.Module | None) -> torch.device:

@@ -15,6 +15,7 @@ from torch import Tensor
 from robustkd.attacks._base import Model
 from robustkd.auditing.ledger import Flags, Ledger, Track
 from robustkd.auditing.plan import Step, seed_of
+from robustkd.auditing.shards import ALL, Shard
 from robustkd.auditing.sides import Judged, Side
 from robustkd.auditing.store import Store
 from robustkd.engines._base import Images
@@ -54,6 +55,14 @@ class Job:
     seed: int
     device: torch.device
     tell: Progress
+    shard: Shard = ALL
+
+    def chunks(self) -> list[tuple[int, NDArray[np.int64]]]:
+        """Number and positions of this shard's chunks. They are cut by position in the audit, never by what survives,
+        so that a chunk meets the same batch and the same seed whoever runs it.
+        """
+        cuts = [np.arange(first, min(first + self.batch, len(self.x))) for first in range(0, len(self.x), self.batch)]
+        return [(number, rows) for number, rows in enumerate(cuts) if self.shard.holds(number)]
 
     def tensors(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images and labels of an index array, where the networks are."""
@@ -85,12 +94,13 @@ def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str
         ArtifactError: the store holds a chunk of other images.
         Interrupted: a signal asked for a stop.
     """
-    queue = np.flatnonzero(_queue(job, step, steps))
+    wanted = _queue(job, step, steps)
+    queues = [(number, rows[wanted[rows]]) for number, rows in job.chunks() if wanted[rows].any()]
+    total, done = sum(len(index) for _, index in queues), 0
     job.ledger.begin(step.name)
     seconds, calls = 0.0, {"engine": 0, "source": 0}
-    for number, first in enumerate(range(0, len(queue), job.batch)):
-        index = queue[first : first + job.batch]
-        name = f"{step.name.replace(':', '-')}-{number:05d}"
+    for number, index in queues:
+        name = piece_name(step.name, number)
         piece = job.store.get(name)
         if piece is None:
             piece = _chunk(job, step, index, seed_of(job.seed, step.name, number))
@@ -100,11 +110,17 @@ def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str
         _enter(job, step, piece)
         seconds += float(piece["seconds"])
         calls = {side: calls[side] + int(piece[f"calls_{side}"]) for side in calls}
-        robust = float(job.ledger.engine.robust().mean())
-        job.tell(Event("attack", step.name, min(first + job.batch, len(queue)), len(queue), robust))
+        done += len(index)
+        robust = float(job.ledger.engine.robust().mean()) if job.shard == ALL else None
+        job.tell(Event("attack", step.name, done, total, robust))
     for side, track in (("engine", job.ledger.engine), ("source", job.ledger.source)):
         if track is not None:
             report[side][step.name] = _yield(step, track, calls[side], seconds)
+
+
+def piece_name(step: str, number: int) -> str:
+    """The name in the store of one chunk of one step."""
+    return f"{step.replace(':', '-')}-{number:05d}"
 
 
 def _chunk(job: Job, step: Step, index: NDArray[np.int64], seed: int) -> dict[str, NDArray[Any]]:
