@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from robustkd.auditing.artifact import Shape, Subject
-from robustkd.auditing.run import ArtifactFacts
+from robustkd.auditing.facts import ArtifactFacts
 from robustkd.auditing.verb import audit as _audit
 from robustkd.bundle import MANIFEST, Bundle
 from robustkd.engines._open import open_engine as load_engine
@@ -107,20 +107,37 @@ def run_folder(name: str, *, resume: bool = False) -> Path:
     return folder
 
 
-def distill(recipe: Recipe, output: Path | None = None, *, resume: bool = False, listen: Listen = lambda event: None) -> Bundle:
+def distill(
+    recipe: Recipe,
+    output: Path | None = None,
+    *,
+    resume: bool = False,
+    trust_pickle: bool = False,
+    listen: Listen = lambda event: None,
+) -> Bundle:
     """Train the recipe's student; see `robustkd.training.verb.distill`.
 
     Args:
         recipe: the resolved recipe.
         output: the run's folder; left out, a new one below the runs folder.
         resume: continue an interrupted run.
+        trust_pickle: let a file run code when it is read, where its digest is on the teacher's card or in the recipe.
         listen: called with an event for each step and evaluation.
     """
-    return _distill(recipe, output or run_folder(recipe.name, resume=resume), resume=resume, listen=listen)
+    folder = output or run_folder(recipe.name, resume=resume)
+    return _distill(recipe, folder, resume=resume, trust_pickle=trust_pickle, listen=listen)
 
 
-def open_teacher(name: str) -> Subject:
+def open_teacher(
+    name: str, root: Path | None = None, *, trust_pickle: bool = False, listen: Listen = lambda event: None
+) -> Subject:
     """The network of a teacher card, as an audit takes it: with the card's data set and threat model, and no source.
+
+    Args:
+        name: of the card.
+        root: the data root, whose `teachers` may hold the weights; left out, ROBUSTKD_DATA, then ./data.
+        trust_pickle: let a file run code when it is read, where its digest is on the card.
+        listen: called with the events of a download.
 
     Raises:
         ConfigError: no teacher has this name.
@@ -128,7 +145,15 @@ def open_teacher(name: str) -> Subject:
     """
     card = read_card(name)
     wanted = TeacherConfig(id=name)
-    nets, origins = load_teachers((wanted,), channels=card.channels, classes=card.classes, device=torch.device("cpu"))
+    nets, origins = load_teachers(
+        (wanted,),
+        channels=card.channels,
+        classes=card.classes,
+        device=torch.device("cpu"),
+        root=root,
+        trust_pickle=trust_pickle,
+        listen=listen,
+    )
     net = nets[wanted.role]
 
     def engine(shape: Shape) -> PytorchEngine:
@@ -144,8 +169,9 @@ def _knowing_teachers(verb: V) -> V:
 
     @wraps(verb)
     def knowing(artifact: Path | str | Subject, **options: Any) -> Any:
-        named = isinstance(artifact, str) and artifact.startswith(TEACHER)
-        return verb(open_teacher(str(artifact).removeprefix(TEACHER)) if named else artifact, **options)
+        if isinstance(artifact, str) and artifact.startswith(TEACHER):
+            artifact = open_teacher(artifact.removeprefix(TEACHER), options.get("data_root"))
+        return verb(artifact, **options)
 
     return cast(V, knowing)
 
@@ -153,7 +179,14 @@ def _knowing_teachers(verb: V) -> V:
 audit = _knowing_teachers(_audit)
 
 
-def run(recipe: Recipe, output: Path | None = None, *, resume: bool = False, listen: Listen = lambda event: None) -> Run:
+def run(
+    recipe: Recipe,
+    output: Path | None = None,
+    *,
+    resume: bool = False,
+    trust_pickle: bool = False,
+    listen: Listen = lambda event: None,
+) -> Run:
     """The whole chain: distill, export every target of the recipe, audit each, report.
 
     Whatever a stopped run has finished is kept: `resume` goes on with the first stage that is not.
@@ -162,13 +195,14 @@ def run(recipe: Recipe, output: Path | None = None, *, resume: bool = False, lis
         recipe: the resolved recipe.
         output: the run's folder; left out, a new one below the runs folder.
         resume: continue an interrupted run.
+        trust_pickle: let a file run code when it is read, where its digest is on the teacher's card or in the recipe.
         listen: called with the events of training, and with an event for each stage.
     """
     resolve(recipe.targets)
     folder = output or run_folder(recipe.name, resume=resume)
     clock = _Clock()
     with graceful():
-        checkpoint = distill(recipe, folder, resume=resume, listen=listen)
+        checkpoint = distill(recipe, folder, resume=resume, trust_pickle=trust_pickle, listen=listen)
         clock.lap("distill")
         bundles = {name: _exported(name, checkpoint, folder, listen) for name in recipe.targets}
         clock.lap("export")

@@ -46,6 +46,8 @@ EXTRAS = (
         ("torch", "torchvision", "accelerate", "onnxscript", "pyautoattack", "tensorboard"),
         "distill students, export checkpoints, attack with gradients and AutoAttack",
     ),
+    Extra("hub", ("huggingface_hub",), "fetch teachers from the Hugging Face Hub"),
+    Extra("timm", ("timm",), "take clean teachers from timm"),
     Extra("report", ("jinja2", "matplotlib"), "write report.html"),
     Extra(
         "dev",

@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from robustkd.cli._downloads import Downloads
 from robustkd.cli._print import console
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Training:
 
     def __init__(self, title: str) -> None:
         self.title, self.console = title, console(err=True)
+        self._download = Downloads()
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.done = self.total = 0
@@ -31,17 +33,23 @@ class Training:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take one event of `robustkd.training`."""
+        if event["event"] != "download":
+            self._download.close()
         getattr(self, f"_{event['event']}")(event)
 
     def __enter__(self) -> Training:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._download.close()
         if self.bar is not None:
             self.bar.stop()
 
     def _note(self, event: dict[str, Any]) -> None:
         self.console.print(f"note: {event['message']}", style="yellow", markup=False)
+
+    def _teacher(self, event: dict[str, Any]) -> None:
+        self.console.print(event["message"], markup=False)
 
     def _start(self, event: dict[str, Any]) -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

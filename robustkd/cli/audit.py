@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from robustkd.cli._print import Json, console, emit, say
+from robustkd.cli.distill import TrustPickle
 
 if TYPE_CHECKING:
+    from robustkd.auditing.artifact import Subject
     from robustkd.result import AuditResult, Interval, Side
 
 
@@ -37,6 +39,7 @@ def audit(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of images and of all attacks.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted audit.")] = False,
+    trust_pickle: TrustPickle = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The audit's folder; left out, `audit` inside the bundle.")
     ] = None,
@@ -46,11 +49,17 @@ def audit(
 
     Exit code: 0 pass, 10 fail, 11 inconclusive, 12 invalid (a sanity check blocks).
     """
-    from robustkd.api import audit as run
+    from robustkd import api
+    from robustkd.cli._downloads import Downloads
     from robustkd.result import EXIT
 
-    result, folder = run(
-        artifact,
+    subject: Subject | str = artifact
+    if artifact.startswith(api.TEACHER):
+        with Downloads() as told:
+            name = artifact.removeprefix(api.TEACHER)
+            subject = api.open_teacher(name, data, trust_pickle=trust_pickle, listen=told)
+    result, folder = api.audit(
+        subject,
         source=source,
         dataset=dataset,
         data_root=data,

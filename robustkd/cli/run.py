@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustkd.cli._print import Json, emit, processes, say
-from robustkd.cli.distill import Data, Output, RecipeName, Settings, Threads, collect
+from robustkd.cli.distill import Data, NoVerify, Output, RecipeName, Settings, Threads, TrustPickle, collect
 
 if TYPE_CHECKING:
     from robustkd.api import Run
@@ -20,6 +20,8 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of this recipe.")] = False,
     data: Data = None,
     threads: Threads = None,
+    no_verify_teacher: NoVerify = False,
+    trust_pickle: TrustPickle = False,
     json: Json = False,
 ) -> None:
     """Distill, export every target of the recipe, audit each exported file, write the report.
@@ -37,12 +39,12 @@ def run(
             where="WORLD_SIZE",
             fix="launch `robustkd distill` over the processes, then export and audit its checkpoint",
         )
-    resolved = api.load_recipe(recipe, collect(settings, data, threads))
+    resolved = api.load_recipe(recipe, collect(settings, data, threads, no_verify_teacher))
     folder = output or api.run_folder(resolved.name, resume=resume)
     api.warn_eps(resolved.threat.eps, say)
     say(f"writing to {folder}")
     with Training(f"{resolved.method.name} {resolved.student.name}") as progress:
-        made = api.run(resolved, folder, resume=resume, listen=progress)
+        made = api.run(resolved, folder, resume=resume, trust_pickle=trust_pickle, listen=progress)
     emit(_summary(made)) if json else _print(made)
     raise typer.Exit(EXIT[made.verdict])
 

@@ -47,6 +47,9 @@ class OnShelf:
             value = {"name": value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             return value
+        name, colon, model = value["name"].partition(":")
+        if colon and self.shelf == "models":  # timm:resnet10t is short for {name: timm, model: resnet10t}
+            value = {**value, "name": name, "model": model}
         try:
             entry = Shelf(self.shelf).get(value["name"])
         except ConfigError as error:
@@ -71,8 +74,8 @@ class Figures(Section, frozen=True):
 class VerifyConfig(Section, frozen=True):
     """The sample of test images a teacher is measured on after loading."""
 
-    clean: int = Field(1000, ge=1, description="how many images")
-    pgd10: int = Field(200, ge=0, description="how many of them are attacked; 0: none")
+    clean: int | None = Field(None, ge=1, description="how many images; left out: 1,000 on a CPU, all on a GPU")
+    pgd10: int = Field(200, ge=0, description="how many are attacked; 0: none")
 
 
 class TeacherConfig(Section, frozen=True):
@@ -94,6 +97,20 @@ class TeacherConfig(Section, frozen=True):
         if (self.id is None) == (self.path is None):
             raise ValueError("a teacher needs either id or path")
         return self
+
+
+class StartConfig(Section, frozen=True):
+    """Weights the student starts from. A bare string is the path."""
+
+    path: str = Field(description="a checkpoint bundle of ours, a file or folder here, hf:ORG/REPO/FILE, or an address")
+    sha256: str | None = Field(None, description="expected digest of the file")
+    prefix: str = Field("", description="what every key of the file begins with, beside those of the usual wrappers")
+    rename: dict[str, str] = Field({}, description="first parts of keys that the file calls otherwise")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
 
 class InnerConfig(Section, frozen=True):
@@ -151,7 +168,7 @@ class Recipe(Section, frozen=True):
     name: str = "run"
     dataset: AnyDataset
     student: AnyModel
-    student_init: str | None = Field(None, description="weights to start from: a checkpoint of ours, or a file or source")
+    student_init: StartConfig | None = Field(None, description="weights to start from; left out: random ones, by seed")
     teachers: tuple[TeacherConfig, ...] = ()
     threat: ThreatModel = ThreatModel()
     inner: InnerConfig = InnerConfig()

@@ -21,6 +21,7 @@ from robustkd.datasets._base import ImageSet
 from robustkd.errors import NumericsError
 from robustkd.methods._base import Batch, Clock, Method, Nets, Terms
 from robustkd.methods._memo import remembering
+from robustkd.models._base import check_takes
 from robustkd.models._files import portable
 from robustkd.recipe.schema import Precision, Recipe
 from robustkd.signals import check
@@ -49,13 +50,19 @@ class Loop:
         teachers: dict[Any, nn.Module],
         team: Team,
         folder: Path,
+        start: Callable[[nn.Module], None] | None = None,
     ) -> None:
         self.recipe, self.folder, self.team, self.place = recipe, folder, team, team.place
         device = self.place.device
         torch.manual_seed(seed_of(recipe.seed) % 2**63)
         channels, classes = train.shape[0], len(train.classes)
         net = recipe.student.build(channels=channels, classes=classes)
+        if not (folder / "state.safetensors").is_file():  # a state that will be resumed is further on
+            recipe.student.begin(net, channels=channels, classes=classes)
+        if start is not None:
+            start(net)
         self.student: nn.Module = net.to(device).to(memory_format=torch.channels_last)
+        check_takes(self.student, train.shape, recipe.student.architecture)
         knobs = recipe.train
         self.optimizer = torch.optim.SGD(
             self.student.parameters(),

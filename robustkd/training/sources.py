@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from robustkd.bundle import MANIFEST, write_json
+from robustkd.bundle import MANIFEST, sha256, write_json
 from robustkd.errors import ArtifactError, ConfigError, RequirementError
+from robustkd.models._files import start_of
 from robustkd.training.fetch import fetch
 
 Listen = Callable[[dict[str, Any]], None]
@@ -68,6 +69,42 @@ def bring(source: str, root: Path | None, *, digest: str | None = None, listen: 
         listen({"event": "download", "file": file.name, "done": done, "total": total})
 
     return fetch(source, file, digest=digest, told=told)
+
+
+def locate(source: str, root: Path | None, *, digest: str | None = None, listen: Listen = lambda event: None) -> Path:
+    """The file a source stands for, fetched where it is remote, or the folder of the checkpoint bundle it stands for.
+
+    Raises:
+        ArtifactError: a folder holds neither, or see `bring`.
+    """
+    if remote(source):
+        return bring(source, root, digest=digest, listen=listen)
+    path = Path(source).expanduser()
+    return inside(path) if path.is_dir() else path
+
+
+def digest_of(file: Path, wanted: str | None, *, first: bool) -> str:
+    """The file's digest, compared before any parser sees the file.
+
+    Args:
+        file: the file.
+        wanted: what is stated of it, with or without `sha256:`.
+        first: where nothing is stated, hold it against its first use.
+
+    Raises:
+        ArtifactError: it cannot be read, or is another file than stated or first used.
+    """
+    start_of(file)  # a file that is not there says so
+    digest = sha256(file)
+    if wanted is not None and digest.removeprefix("sha256:") != wanted.removeprefix("sha256:"):
+        raise ArtifactError(
+            f"{file.name} is not the file described: its digest differs",
+            where=str(file),
+            fix="delete it and fetch it again; or state the digest of the file you mean",
+        )
+    if first and wanted is None:
+        check_first(file, digest)
+    return digest
 
 
 def _place(source: str) -> Path:

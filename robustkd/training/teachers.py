@@ -19,13 +19,13 @@ from robustkd.bundle import MANIFEST, Bundle, sha256
 from robustkd.errors import ArtifactError, ConfigError, nearest
 from robustkd.methods._base import Role
 from robustkd.models._base import ModelConfig
-from robustkd.models._files import load_net, load_state, start_of
+from robustkd.models._files import load_net, load_state
 from robustkd.models._foreign import read_foreign
 from robustkd.recipe.reading import Key, read_yaml, validate
 from robustkd.recipe.schema import AnyModel, Figures, Recipe, TeacherConfig, VerifyConfig
 from robustkd.threat import ThreatModel
 from robustkd.training.published import build_published, published
-from robustkd.training.sources import Listen, bring, check_first, folders, inside, remember, remote
+from robustkd.training.sources import Listen, bring, digest_of, folders, locate, remember, remote
 
 FOLDER = Path(__file__).parent.parent / "teachers"
 Shape = tuple[int, int, int]
@@ -62,28 +62,37 @@ class Card(BaseModel, frozen=True, extra="forbid"):
     recipe: str | None = Field(None, description="the shipped recipe that trains it")
     licence: str
 
-    def figures(self, dataset: str) -> Figures | None:
-        """What the network must reach on the test images of a data set: as measured here, otherwise as reported."""
-        if dataset not in (self.dataset, *self.verify.also):
-            return None
-        for told in (self.measured, *(v for v in self.measured.values() if isinstance(v, dict)), self.reported):
-            if found := {key: told[key] for key in Figures.model_fields if key in told}:
-                return Figures.model_validate(found)
-        return None
+    def figures(self, dataset: str) -> tuple[Figures, bool]:
+        """What the network must reach on the test images of a data set: as measured here, otherwise as reported.
+
+        Returns:
+            The figures, empty where none is known, and whether they are of exactly these images: all of the test split.
+        """
+        if dataset in (self.dataset, *self.verify.also):
+            for told in (self.measured, *(v for v in self.measured.values() if isinstance(v, dict)), self.reported):
+                if found := {key: told[key] for key in Figures.model_fields if key in told}:
+                    return Figures.model_validate(found), told is self.reported and dataset == self.dataset
+        return Figures(), False
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is said of a teacher, for the one who measures it: accuracies, the threat they hold for, and the sample."""
+    """What is said of a teacher, for the one who measures it: accuracies, the threat they hold for, and the sample.
+
+    Where nothing is said of it on this data, the figures are empty; `exact` ones are of all test images.
+    """
 
     name: str
     where: str
+    digest: str
     figures: Figures
+    exact: bool
     threat: ThreatModel | None
     sample: VerifyConfig
 
 
-Measure = Callable[[nn.Module, Expected], None]
+Measure = Callable[[nn.Module, Expected], str]
+"""Measures a teacher, and says what came out; raises where it is not what is said of it."""
 
 
 def cards() -> dict[str, Path]:
@@ -135,6 +144,8 @@ def load_teachers(
     threat: ThreatModel | None = None,
     measure: Measure | None = None,
     trust_pickle: bool = False,
+    record: bool = True,
+    names: tuple[str, ...] = (),
     listen: Listen = UNHEARD,
 ) -> tuple[dict[Role, nn.Module], list[dict[str, str]]]:
     """The teachers by role, and for the manifest where each came from with its digest.
@@ -148,8 +159,10 @@ def load_teachers(
         root: the data root, whose `teachers` may hold the weights; left out, ROBUSTKD_DATA, then ./data.
         dataset: its name, by which a card knows whether its figures hold.
         threat: what a recipe's own figures of a teacher hold for.
-        measure: called with each network of which figures are known; it raises where they do not hold.
+        measure: called with each network; left out, none is measured.
         trust_pickle: unpickle in full where the digest is stated, on the card or in the recipe.
+        record: write down the digest of a file that is used for the first time.
+        names: of the classes, in the order of the labels; a checkpoint bundle knows its own.
         listen: called with the events of downloads.
 
     Raises:
@@ -163,15 +176,16 @@ def load_teachers(
     shape = (channels, *(size or (0, 0)))
     for index, config in enumerate(configs):
         try:
-            found = _Finder(shape, classes, root, trust_pickle, listen).find(config)
+            found = _Finder(shape, classes, root, trust_pickle, names, listen).find(config)
         except ConfigError as error:
             raise ConfigError(error.what, where=error.where or f"teachers[{index}]", fix=error.fix) from error
         net = nets[config.role] = freeze(found.net).to(device).to(memory_format=torch.channels_last)
-        if measure is not None and (expected := _expected(config, found, dataset, threat)) is not None:
-            measure(net, expected)
-        if found.first:
+        origin = {"role": config.role, "source": config.id or str(config.path), "sha256": found.digest}
+        if measure is not None:
+            origin["measured"] = measure(net, _expected(config, found, dataset, threat))
+        if found.first and record:
             remember(found.file, found.digest)
-        origins.append({"role": config.role, "source": config.id or str(config.path), "sha256": found.digest})
+        origins.append(origin)
     return nets, origins
 
 
@@ -180,13 +194,12 @@ def freeze(net: nn.Module) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def _expected(config: TeacherConfig, found: _Found, dataset: str, threat: ThreatModel | None) -> Expected | None:
+def _expected(config: TeacherConfig, found: _Found, dataset: str, threat: ThreatModel | None) -> Expected:
+    file, digest = str(found.file), found.digest
     if config.id is None:
-        said = config.reported
-        return Expected(str(config.path), str(found.file), said, threat, VerifyConfig()) if said is not None else None
+        return Expected(str(config.path), file, digest, config.reported or Figures(), False, threat, VerifyConfig())
     card = read_card(config.id)
-    figures = card.figures(dataset)
-    return Expected(card.name, str(found.file), figures, card.threat, card.verify) if figures is not None else None
+    return Expected(card.name, file, digest, *card.figures(dataset), card.threat, card.verify)
 
 
 @dataclass(frozen=True)
@@ -207,6 +220,7 @@ class _Finder:
     classes: int
     root: Path | None
     trust_pickle: bool
+    names: tuple[str, ...]
     listen: Listen
 
     def find(self, config: TeacherConfig) -> _Found:
@@ -219,10 +233,7 @@ class _Finder:
             return _Found(net, Path(source), digest)
         if remote(source):
             _needs_model(source, config.model)
-            path = bring(source, self.root, digest=config.sha256, listen=self.listen)
-        else:
-            path = Path(source).expanduser()
-            path = inside(path) if path.is_dir() else path
+        path = locate(source, self.root, digest=config.sha256, listen=self.listen)
         if (path / MANIFEST).is_file():
             return self._bundle(path)
         model = _needs_model(source, config.model)
@@ -242,21 +253,12 @@ class _Finder:
         bundle = Bundle.open(path, kind="checkpoint")
         if (info := bundle.manifest.model) is not None:
             _fits(str(path), info.input_shape, len(info.classes), self.shape, self.classes)
+            _same_order(str(path), info.classes, self.names)
         file = bundle.file("model.safetensors")
         return _Found(load_net(bundle), file, sha256(file))
 
     def _file(self, file: Path, model: ModelConfig, wanted: str | None, *, first: bool, **quirks: Any) -> _Found:
-        start_of(file)  # a file that is not there says so before it is digested
-        digest = sha256(file)
-        # the digest first: no parser sees a file that is not the one described
-        if wanted is not None and digest.removeprefix("sha256:") != wanted.removeprefix("sha256:"):
-            raise ArtifactError(
-                f"{file.name} is not the file described: its digest differs",
-                where=str(file),
-                fix="fetch it again",
-            )
-        if first and wanted is None:
-            check_first(file, digest)
+        digest = digest_of(file, wanted, first=first)
         trusted = digest if self.trust_pickle and wanted is not None else None
         state = read_foreign(file, trusted=trusted, **quirks)
         net = model.build(channels=self.shape[0], classes=self.classes)
@@ -311,6 +313,16 @@ def _fits(name: str, has: Shape, has_classes: int, wanted: Shape, classes: int) 
         raise ConfigError(
             f"teacher {name} is for images of {has[1]}x{has[2]} pixels, the data has {wanted[1]}x{wanted[2]}",
             fix="choose a teacher of this data set",
+        )
+
+
+def _same_order(name: str, has: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """The same classes in another order would teach every image a wrong label; other names may be other words for them."""
+    if has != wanted and sorted(has) == sorted(wanted):
+        first = next(i for i, (a, b) in enumerate(zip(has, wanted, strict=True)) if a != b)
+        raise ConfigError(
+            f"teacher {name} has the classes of the data in another order: class {first} is {has[first]}, not {wanted[first]}",
+            fix="give the data's classes in the teacher's order, or choose another teacher",
         )
 
 

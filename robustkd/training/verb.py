@@ -20,28 +20,40 @@ from robustkd.recipe.schema import Recipe
 from robustkd.training import threads
 from robustkd.training.batches import divide
 from robustkd.training.loop import Listen, Loop
+from robustkd.training.start import read_start
 from robustkd.training.teachers import load_teachers
 from robustkd.training.team import Team, join
+from robustkd.training.verify_teacher import Verifier
 
 WORK = ".training"
 """The folder inside a run that holds its resumable state until the checkpoint is written."""
+_NO_MATTER = {"train.threads", "train.verify_teacher"}
+"""What of a recipe may differ when a run is resumed: it does not change what is trained, or threads are kept anyway."""
 
 
-def distill(recipe: Recipe, folder: Path, *, resume: bool = False, listen: Listen = lambda event: None) -> Bundle:
+def distill(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    trust_pickle: bool = False,
+    listen: Listen = lambda event: None,
+) -> Bundle:
     """Train the recipe's student.
 
     Args:
         recipe: the resolved recipe.
         folder: the run's folder; the bundle is written to `folder/checkpoint`.
         resume: continue from the state an interrupted run of the same recipe left in `folder`.
-        listen: called with an event for each step and each evaluation.
+        trust_pickle: let a file run code when it is read, where its digest is on the teacher's card or in the recipe.
+        listen: called with an event for each step and each evaluation, and with those of downloads.
 
     Returns:
         The checkpoint bundle.
 
     Raises:
         ArtifactError: the folder is in use, holds a finished run, or the state to resume is missing or another recipe's.
-        NumericsError: training diverged.
+        NumericsError: training diverged, or a teacher does not answer as is said of it.
         Interrupted: a signal asked for a stop; the state is saved.
     """
     with signals.graceful(), ExitStack() as held:
@@ -61,8 +73,9 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, listen: Liste
             images = recipe.dataset.load("train")
             for message in filter(None, (warning, images.note)):
                 listen({"event": "note", "message": message})
-            loop, origins = _prepare(recipe, images, work, team)
-            if resume and (work / "state.safetensors").is_file():
+            again = resume and (work / "state.safetensors").is_file()
+            loop, origins = _prepare(recipe, images, work, team, again=again, trust_pickle=trust_pickle, listen=listen)
+            if again:
                 loop.resume()
         listen({"event": "start", "epochs": recipe.train.epochs, "steps": loop.batches.steps, "progress": loop.progress})
         loop.run(listen)
@@ -76,7 +89,7 @@ def _finished(done: Path, recipe: Recipe, resume: bool) -> bool:
     """Whether the bundle to resume is there already; another one in its place is an error."""
     if not done.exists():
         return False
-    if resume and Bundle.open(done, kind="checkpoint").manifest.recipe == recipe.model_dump(mode="json"):
+    if resume and not difference(Bundle.open(done, kind="checkpoint").manifest.recipe, recipe.model_dump(mode="json")):
         return True
     raise ArtifactError("this run is finished", where=str(done), fix="choose another --output, or delete it")
 
@@ -138,11 +151,11 @@ def _open_work(work: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def difference(before: Any, after: Any, key: str = "") -> str:
-    """The first key in which two resolved recipes differ, or ""; threads may differ."""
+    """The first key in which two resolved recipes differ, or ""; what does not change the student may."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in sorted({*before, *after}):
             inner = f"{key}.{name}".lstrip(".")
-            if inner != "train.threads" and (found := difference(before.get(name), after.get(name), inner)):
+            if inner not in _NO_MATTER and (found := difference(before.get(name), after.get(name), inner)):
                 return found
         return ""
     return "" if before == after else f"{key} was {before}, is {after}"
@@ -161,34 +174,55 @@ def _set_threads(recipe: Recipe, work: Path, resume: bool, team: Team) -> str:
     return warning
 
 
-def _prepare(recipe: Recipe, images: ImageSet, work: Path, team: Team) -> tuple[Loop, list[dict[str, str]]]:
+def _prepare(
+    recipe: Recipe, images: ImageSet, work: Path, team: Team, *, again: bool, trust_pickle: bool, listen: Listen
+) -> tuple[Loop, dict[str, Any]]:
+    """The loop of a run begun, or begun `again`, and what the manifest says of the weights that others made."""
     train, held = divide(images, recipe)
     if len(train) < 2:
         raise ConfigError("fewer than two training images are left", where="dataset", fix="lower dataset.holdout")
     (channels, height, width), classes = train.shape, len(train.classes)
+    outside: dict[str, Any] = {"root": recipe.dataset.folder(), "trust_pickle": trust_pickle, "listen": listen}
+
+    def say(message: str) -> None:
+        listen({"event": "teacher", "message": message})
+
+    verifier = Verifier(recipe.dataset, team.place.device, work / "teachers.json", say)
     teachers, origins = load_teachers(
         recipe.teachers,
         channels=channels,
         classes=classes,
         device=team.place.device,
         size=(height, width),
-        root=recipe.dataset.folder(),
+        dataset=recipe.dataset.name,
+        names=train.classes,
+        threat=recipe.threat,
+        measure=verifier if team.main and recipe.train.verify_teacher else None,
+        record=team.main,
+        **outside,
     )
-    loop = Loop(recipe, train=train, held=held, teachers=teachers, team=team, folder=work)
-    return loop, origins
+    told, begun = {"teachers": origins}, work / "student_init.json"
+    if recipe.student_init is None or (again and begun.is_file()):  # the state that is saved is further on
+        loop = Loop(recipe, train=train, held=held, teachers=teachers, team=team, folder=work)
+        return loop, told | ({"student_init": json.loads(begun.read_bytes())} if recipe.student_init else {})
+    start = read_start(recipe.student_init, recipe.student, record=team.main, **outside)
+    loop = Loop(recipe, train=train, held=held, teachers=teachers, team=team, folder=work, start=start.into)
+    if team.main:
+        write_json(begun, start.origin)
+    return loop, told | {"student_init": start.origin}
 
 
-def _write(done: Path, recipe: Recipe, loop: Loop, train: ImageSet, origins: list[dict[str, str]]) -> None:
+def _write(done: Path, recipe: Recipe, loop: Loop, train: ImageSet, origins: dict[str, Any]) -> None:
     """The bundle: the best student (the last where nothing was held out), the last one, and the metrics."""
     from safetensors.torch import save_file
 
-    model = ModelInfo(architecture=recipe.student.name, classes=train.classes, input_shape=train.shape)
+    model = ModelInfo(architecture=recipe.student.architecture, classes=train.classes, input_shape=train.shape)
     last = portable(loop.addons.outcome)
     fields: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "model": model,
         "threat": recipe.threat,
-        "teachers": origins,
+        **origins,
         "selected": {"by": recipe.train.select, "best": loop.progress.best, "last": loop.progress.last},
         "training": {
             "seconds": round(loop.progress.seconds, 1),
