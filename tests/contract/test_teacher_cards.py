@@ -235,8 +235,8 @@ def stirred(net: nn.Module) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.uniform_(module.running_mean, -1, 1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.get_buffer("running_mean"), -1, 1)
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2)
     return net.eval()
 
 
