@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustkd.auditing.facts import ArtifactFacts, SourceModel
+from robustkd.auditing.fresh import Reopen
 from robustkd.bundle import MANIFEST, Bundle, sha256
 from robustkd.engines._base import Engine
 from robustkd.errors import ArtifactError
@@ -31,6 +32,7 @@ class Subject:
         net: its network, where it is one.
         recipe: at least `dataset`, and perhaps `audit`; empty for a bare file.
         threat: what it should withstand, where that is known.
+        reopen: how a fresh process opens the engine.
     """
 
     facts: ArtifactFacts
@@ -40,6 +42,12 @@ class Subject:
     net: nn.Module | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     threat: ThreatModel | None = None
+    reopen: Reopen | None = None
+
+
+def reopen_checkpoint(path: str, shape: Shape) -> Engine:
+    """The engine of a checkpoint bundle, in a fresh process."""
+    return open_subject(Path(path)).engine(shape)
 
 
 def open_subject(path: Path) -> Subject:
@@ -70,7 +78,7 @@ def open_subject(path: Path) -> Subject:
 
     if bundle is None:
         engine = open_engine(path)
-        return Subject(_facts(path), lambda shape: engine, path.parent / f"{path.stem}-audit")
+        return Subject(_facts(path), lambda shape: engine, path.parent / f"{path.stem}-audit", reopen=_again(path))
     return _of_bundle(bundle, bundle.file(".onnx"), open_engine(bundle.file(".onnx")))
 
 
@@ -80,7 +88,12 @@ def _facts(file: Path) -> ArtifactFacts:
 
 def _of_bundle(bundle: Bundle, file: Path, engine: Engine, net: nn.Module | None = None) -> Subject:
     told = bundle.manifest
-    return Subject(_facts(file), lambda shape: engine, bundle.path / "audit", bundle, net, told.recipe, told.threat)
+    again = _again(file) if net is None else Reopen("robustkd.auditing.artifact:reopen_checkpoint", str(bundle.path.resolve()))
+    return Subject(_facts(file), lambda shape: engine, bundle.path / "audit", bundle, net, told.recipe, told.threat, again)
+
+
+def _again(file: Path) -> Reopen:
+    return Reopen("robustkd.auditing.fresh:open_file", str(file.resolve()))
 
 
 def _bundle_of(path: Path) -> Bundle | None:

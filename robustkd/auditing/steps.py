@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -121,6 +121,15 @@ def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str
 def piece_name(step: str, number: int) -> str:
     """The name in the store of one chunk of one step."""
     return f"{step.replace(':', '-')}-{number:05d}"
+
+
+def pieces(job: Job, steps: list[Step]) -> Iterator[tuple[Step, dict[str, NDArray[Any]]]]:
+    """Every chunk of these steps that was attacked: with `index`, `x_adv`, and the predictions and margins of each side."""
+    for step in steps:
+        for number, _ in job.chunks():
+            piece = job.store.get(piece_name(step.name, number))
+            if piece is not None:
+                yield step, piece
 
 
 def _chunk(job: Job, step: Step, index: NDArray[np.int64], seed: int) -> dict[str, NDArray[Any]]:
