@@ -45,18 +45,14 @@ class OrtEngine:
             raise damaged(path, "a name in it is not text") from error
 
     def _load(self, path: Path, threads: int, optimize: bool) -> None:
-        runtime = _runtime()
         model = read_model(path)
         self.metadata: dict[str, str] = metadata_of(model)
         precision = precision_of(model)
         del model
+        runtime = _runtime()
         self._path, self._errors = path, _errors()
-        options = _options(runtime, threads, optimize)
         try:
-            # without its fallback, which prints to stdout and then tries the same provider once more
-            self._session: Any = runtime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
+            self._session: Any = open_session(str(path), threads=threads, optimize=optimize)
         except self._errors as error:
             raise damaged(path, _first_line(error)) from error
         self._input, self._output, self._batch, shape = self._signature()
@@ -70,7 +66,7 @@ class OrtEngine:
             max_batch=self._batch or self._stated_batch(),
             settings={
                 "provider": self._session.get_providers()[0],
-                "threads": options.intra_op_num_threads,
+                "threads": threads,
                 "graph_optimization": "all" if optimize else "none",
             },
         )
@@ -149,6 +145,18 @@ class OrtEngine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         return None
+
+
+def open_session(model: str | bytes, *, threads: int | None = None, optimize: bool = True) -> Any:
+    """An ONNX Runtime session of a file, or of a model's bytes, on the CPU.
+
+    Raises:
+        RequirementError: ONNX Runtime is missing.
+    """
+    runtime = _runtime()
+    options = _options(runtime, threads or _threads(), optimize)
+    # without its fallback, which prints to stdout and then tries the same provider once more
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _runtime() -> Any:
