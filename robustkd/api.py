@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -14,8 +15,10 @@ import torch
 
 from robustkd.auditing.artifact import Shape, Subject
 from robustkd.auditing.facts import ArtifactFacts
+from robustkd.auditing.fresh import Reopen
 from robustkd.auditing.verb import audit as _audit
 from robustkd.bundle import MANIFEST, Bundle
+from robustkd.engines._base import Engine
 from robustkd.engines._open import open_engine as load_engine
 from robustkd.engines.pytorch import PytorchEngine
 from robustkd.exporting.verb import export, resolve
@@ -161,7 +164,14 @@ def open_teacher(
 
     facts = ArtifactFacts(f"{TEACHER}{name}", origins[0]["sha256"])
     home = runs_folder() / f"teacher-{name}" / "audit"
-    return Subject(facts, engine, home, net=net, recipe={"dataset": card.dataset}, threat=card.threat)
+    again = Reopen("robustkd.api:reopen_teacher", json.dumps([name, str(root) if root else None, trust_pickle]))
+    return Subject(facts, engine, home, net=net, recipe={"dataset": card.dataset}, threat=card.threat, reopen=again)
+
+
+def reopen_teacher(told: str, shape: Shape) -> Engine:
+    """The engine of a teacher, in a fresh process: `told` is its name, the data root and whether its file may run code."""
+    name, root, trusted = json.loads(told)
+    return open_teacher(name, Path(root) if root else None, trust_pickle=trusted).engine(shape)
 
 
 def _knowing_teachers(verb: V) -> V:
