@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustkd.attacks._base import Model, prepared
-from robustkd.auditing import evidence, probes, recheck
+from robustkd.auditing import probes
+from robustkd.auditing.closing import Means, closing_checks
+from robustkd.auditing.controls import Unseen
 from robustkd.auditing.facts import ArtifactFacts, AuditArrays, SourceModel
+from robustkd.auditing.fresh import Reopen
 from robustkd.auditing.ledger import Ledger
 from robustkd.auditing.plan import Step, plan
 from robustkd.auditing.shards import ALL, Shard
-from robustkd.auditing.sides import NO_NUMBER, Judged, Side, engine_side, read, source_side
+from robustkd.auditing.sides import Judged, Side, engine_side, read, source_side
 from robustkd.auditing.steps import Event, Job, Progress, run_step
 from robustkd.auditing.store import Store, partial_folder
 from robustkd.auditing.summary import counts_of, side_of
@@ -54,6 +57,8 @@ class Order:
         resume: take up an interrupted audit of the same identity.
         index: positions of the images in their data set, for the records.
         progress: told about every finished chunk and every warning.
+        unseen: images of the same data that are not attacked, against which memorising shows.
+        reopen: how a fresh process opens the engine; without it all is judged again in this one only.
     """
 
     engine: Engine
@@ -69,6 +74,8 @@ class Order:
     resume: bool = False
     index: NDArray[np.int64] | None = None
     progress: Progress = lambda event: None
+    unseen: Unseen | None = None
+    reopen: Reopen | None = None
 
     @property
     def net(self) -> nn.Module | None:
@@ -186,7 +193,8 @@ def _attack(work: _Work) -> dict[str, dict[str, AttackResult]]:
 def _conclude(order: Order, work: _Work, report: dict[str, dict[str, AttackResult]]) -> tuple[AuditResult, AuditArrays]:
     """The checks of the evidence, the statistics and the verdict."""
     job, ledger, engine, source, images = work.job, work.job.ledger, order.engine, order.source, order.images
-    checks = sorted([*work.checks, *_evidence(job, work.steps, work.kind)], key=_order)
+    means = Means(order.policy, work.kind, order.net, order.unseen, order.reopen)
+    checks = sorted([*work.checks, *closing_checks(job, work.steps, means)], key=_order)
     counts = counts_of(ledger, white_box=any(s.level == "surrogate" for s in work.steps))
     all_checks, verdict = judge(counts, order.audit, checks)
     result = AuditResult(
@@ -290,21 +298,3 @@ def _possible(steps: list[Step], classes: int) -> tuple[list[Step], list[Check]]
     obstacles = {step.name: step.attack.obstacle(classes) for step in steps}
     skipped = [Check(name=f"attack {name}", status="skipped", message=why) for name, why in obstacles.items() if why]
     return [step for step in steps if not obstacles[step.name]], skipped
-
-
-def _evidence(job: Job, steps: list[Step], kind: probes.Kind) -> list[Check]:
-    ledger = job.ledger
-    attacked = sum(int((a.prediction == NO_NUMBER).sum()) for a in ledger.engine.attacks.values())
-    found = [probes.finite(ledger.engine.clean, probes.extremes(job.engine, job.x, job.threat), attacked)]
-    found += evidence.witnesses(ledger, steps)
-    surrogate = job.models.get("surrogate")
-    if isinstance(surrogate, nn.Module):
-        x, y = job.tensors(np.flatnonzero(ledger.engine.clean.robust))
-        logs = kind == "probabilities"
-        found += evidence.gradients(surrogate, job.engine, x, y, job.threat, logs=logs)
-    else:
-        text = "no attack with gradients ran"
-        found += [Check(name=name, status="skipped", message=text) for name in ("S12 gradients not zero", "S13 ascent")]
-    found.append(recheck.inside(ledger, job.threat))
-    found.append(recheck.rejudged(job.engine, ledger, job.x, job.y, job.batch))
-    return found
