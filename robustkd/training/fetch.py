@@ -112,6 +112,7 @@ def _transfer(url: str, part: Path, told: Told) -> None:
     try:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         part.unlink(missing_ok=True)
@@ -158,11 +159,16 @@ def _strong(answer: Any) -> str | None:
 
 def _check(url: str, file: Path, part: Path, digest: str | None) -> None:
     if is_page(start_of(part)):
-        part.unlink()
+        _drop(part)
         raise _refused(url, file, f"a web page came in place of {file.name}", "open the address in a browser")
     if digest is not None and sha256(part).removeprefix("sha256:") != digest.removeprefix("sha256:"):
-        part.unlink()
+        _drop(part)
         raise _refused(url, file, f"{file.name} is not the file described: its digest differs", "check address and digest")
+
+
+def _drop(part: Path) -> None:
+    for file in (part, _mark(part)):
+        file.unlink(missing_ok=True)
 
 
 def _version(part: Path) -> str | None:
