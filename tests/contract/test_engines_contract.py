@@ -13,10 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustkd.catalog import Shelf
+from robustkd.engines.onnx_torch import OnnxTorchEngine
 from robustkd.engines.ort import OrtEngine
 from robustkd.engines.pytorch import PytorchEngine
+from robustkd.engines.rtx import RtxEngine
+from robustkd.engines.trt import TrtEngine
 from robustkd.errors import ArtifactError
 from robustkd.exporting.to_onnx import to_onnx
+from tests.fake_tensorrt import ADA, Fake, platform
 
 SHAPE, CLASSES, N = (1, 28, 28), 10, 300
 
@@ -40,13 +44,34 @@ def files(net: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dic
     }
 
 
-@pytest.fixture(scope="module", params=["pytorch", "ort", "ort-unoptimized", "ort-fixed"])
-def engine(request: pytest.FixtureRequest, net: torch.nn.Module, files: dict[str, Path]) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def plans(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Fake, Path]]:
+    """Plans of a fake TensorRT: batches from 3 to 16, and from 1 to 64."""
+    wanted: dict[str, Any] = {"trt": ("trt", "ort", (3, 4, 16)), "rtx": ("rtx", "ort", (1, 8, 64))}
+    made = {}
+    for name, (kind, file, sizes) in wanted.items():
+        fake = Fake(kind, classes=CLASSES)
+        plan = tmp_path_factory.mktemp(name) / "model.engine"
+        plan.write_bytes(fake.plan(files[file].read_bytes(), sizes))
+        made[name] = (fake, plan)
+    return made
+
+
+@pytest.fixture(
+    scope="module", params=["pytorch", "ort", "ort-unoptimized", "ort-fixed", "onnx-torch", "onnx-torch-fixed", "trt", "rtx"]
+)
+def engine(
+    request: pytest.FixtureRequest, net: torch.nn.Module, files: dict[str, Path], plans: dict[str, tuple[Fake, Path]]
+) -> Iterator[Any]:
     makers: dict[str, Callable[[], Any]] = {
         "pytorch": lambda: PytorchEngine(net, input_shape=SHAPE, classes=CLASSES, chunk=64),
         "ort": lambda: OrtEngine(files["ort"], threads=1),
         "ort-unoptimized": lambda: OrtEngine(files["ort"], threads=1, optimize=False),
         "ort-fixed": lambda: OrtEngine(files["ort-fixed"], threads=1),
+        "onnx-torch": lambda: OnnxTorchEngine(files["ort"]),
+        "onnx-torch-fixed": lambda: OnnxTorchEngine(files["ort-fixed"]),
+        "trt": lambda: TrtEngine(plans["trt"][1], trust=True, platform=platform(plans["trt"][0])),
+        "rtx": lambda: RtxEngine(plans["rtx"][1], trust=True, platform=platform(plans["rtx"][0], ADA)),
     }
     with makers[request.param]() as made:
         yield made
@@ -65,8 +90,9 @@ def whole(engine: Any, x: Any) -> Any:
 def test_shape_type_and_info(engine: Any, whole: Any) -> None:
     assert whole.shape == (N, CLASSES) and whole.dtype == np.float32 and np.isfinite(whole).all()
     assert (engine.info.input_shape, engine.info.classes) == (SHAPE, CLASSES)
-    assert engine.info.runtime and engine.info.runtime_version and engine.info.device == "cpu"
-    assert engine.info.settings["threads"] >= 1
+    assert engine.info.runtime and engine.info.runtime_version and engine.info.device
+    fake = "fake" in engine.info.runtime
+    assert engine.info.settings["batch"] if fake else (engine.info.device == "cpu" and engine.info.settings["threads"] >= 1)
 
 
 def test_engines_compute_the_network(net: torch.nn.Module, whole: Any, x: Any) -> None:
