@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from types import TracebackType
 from typing import ClassVar
 
@@ -49,7 +50,7 @@ class PytorchEngine:
         chunk: int = 256,
     ) -> None:
         self.net, self._chunk = net, chunk
-        self._device = next((p.device for p in net.parameters()), torch.device("cpu"))
+        self._device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
         self.info = EngineInfo(
             runtime="pytorch",
             runtime_version=str(torch.__version__),
