@@ -17,6 +17,7 @@ from robustkd.auditing.artifact import Shape, Subject
 from robustkd.auditing.facts import ArtifactFacts
 from robustkd.auditing.fresh import Reopen
 from robustkd.auditing.verb import audit as _audit
+from robustkd.auditing.verb import audit_shard as _audit_shard
 from robustkd.bundle import MANIFEST, Bundle
 from robustkd.engines._base import Engine
 from robustkd.engines._open import open_engine as load_engine
@@ -34,6 +35,7 @@ from robustkd.training.verb import distill as _distill
 
 __all__ = [
     "audit",
+    "audit_shard",
     "distill",
     "export",
     "load_engine",
@@ -187,6 +189,7 @@ def _knowing_teachers(verb: V) -> V:
 
 
 audit = _knowing_teachers(_audit)
+audit_shard = _knowing_teachers(_audit_shard)
 
 
 def run(

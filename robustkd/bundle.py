@@ -25,7 +25,7 @@ from robustkd import __version__
 from robustkd.errors import ArtifactError
 from robustkd.threat import ThreatModel
 
-Kind = Literal["checkpoint", "onnx", "engine", "audit"]
+Kind = Literal["checkpoint", "onnx", "engine", "audit", "shard"]
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # the manifest's own digest, as `sha256sum -c` reads it
 _PACKAGES = (

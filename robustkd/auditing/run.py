@@ -24,7 +24,7 @@ from robustkd.auditing.plan import Step, plan
 from robustkd.auditing.shards import ALL, Shard
 from robustkd.auditing.sides import Judged, Side, engine_side, read, source_side
 from robustkd.auditing.steps import Event, Job, Progress, run_step
-from robustkd.auditing.store import Store, partial_folder
+from robustkd.auditing.store import CLOCK, Store, partial_folder
 from robustkd.auditing.summary import counts_of, side_of
 from robustkd.auditing.twin import Values, tame, tamed
 from robustkd.auditing.verdict import difference, judge
@@ -56,6 +56,7 @@ class Order:
         folder: the audit's folder-to-be; finished pieces are kept beside it until it is written.
         resume: take up an interrupted audit of the same identity.
         index: positions of the images in their data set, for the records.
+        shards: folders of finished shards to merge.
         progress: told about every finished chunk and every warning.
         unseen: images of the same data that are not attacked, against which memorising shows.
         reopen: how a fresh process opens the engine; without it all is judged again in this one only.
@@ -73,6 +74,7 @@ class Order:
     folder: Path | None = None
     resume: bool = False
     index: NDArray[np.int64] | None = None
+    shards: tuple[Path, ...] = ()
     progress: Progress = lambda event: None
     unseen: Unseen | None = None
     reopen: Reopen | None = None
@@ -158,8 +160,9 @@ def _quiet(order: Order) -> ExitStack:
 def _begin(order: Order, shard: Shard) -> _Work:
     """Clean answers and the checks before any attack: of all images, whichever the shard."""
     begun = time.perf_counter()
-    store = Store.open(partial_folder(order.folder) if order.folder else None, order.identity(), resume=order.resume)
-    earlier = float(clock["seconds"]) if (clock := store.get("clock")) else 0.0
+    place = partial_folder(order.folder) if order.folder else None
+    store = Store.open(place, order.identity(), resume=order.resume, shards=order.shards)
+    earlier = store.seconds()
     engine, source, threat, audit, net = order.engine, order.source, order.threat, order.audit, order.net
     x, y = order.images.floats(), order.images.labels
     judge_e = engine_side(engine, audit.batch_size)
@@ -186,7 +189,7 @@ def _attack(work: _Work) -> dict[str, dict[str, AttackResult]]:
     report: dict[str, dict[str, AttackResult]] = {"engine": {}, "source": {}}
     for step in work.steps:
         run_step(work.job, step, work.steps, report)
-        work.job.store.put("clock", {"seconds": np.asarray(work.seconds)})
+        work.job.store.put(CLOCK, {"seconds": np.asarray(work.seconds)})
     return report
 
 
@@ -295,6 +298,6 @@ def _probe(
 
 def _possible(steps: list[Step], classes: int) -> tuple[list[Step], list[Check]]:
     """The steps that can run against so many classes, and a check for each that cannot."""
-    obstacles = {step.name: step.attack.obstacle(classes) for step in steps}
+    obstacles = {step.name: step.attack.obstacle(classes) if step.attack else "" for step in steps}
     skipped = [Check(name=f"attack {name}", status="skipped", message=why) for name, why in obstacles.items() if why]
     return [step for step in steps if not obstacles[step.name]], skipped

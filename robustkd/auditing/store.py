@@ -19,6 +19,7 @@ from robustkd.errors import ArtifactError
 
 Arrays = dict[str, NDArray[Any]]
 IDENTITY = "identity.json"
+CLOCK = "clock"
 
 
 def partial_folder(folder: Path) -> Path:
@@ -29,28 +30,54 @@ def partial_folder(folder: Path) -> Path:
 class Store:
     """Pieces by name; without a folder they live in memory only."""
 
-    def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
-        self._folder, self._identity, self._memory = folder, identity, dict[str, Arrays]()
+    def __init__(self, folder: Path | None, identity: dict[str, Any], shards: tuple[Path, ...] = ()) -> None:
+        self.folder, self.identity, self._shards, self._memory = folder, identity, shards, dict[str, Arrays]()
 
     @classmethod
-    def open(cls, folder: Path | None, identity: dict[str, Any], *, resume: bool) -> Store:
+    def open(cls, folder: Path | None, identity: dict[str, Any], *, resume: bool, shards: tuple[Path, ...] = ()) -> Store:
         """Start anew, or take up what an interrupted audit of the same identity left.
 
         Nothing is written before the first piece is finished, so an audit that never began leaves nothing.
 
+        Args:
+            folder: where pieces are kept; None keeps them in memory.
+            identity: what must be equal for pieces of two runs to belong to one audit.
+            resume: take up what is there.
+            shards: folders of finished shards, whose pieces are read where the folder itself has none.
+
         Raises:
-            ArtifactError: there is an unfinished audit and `resume` is not asked for, or it is another one.
+            ArtifactError: there is an unfinished audit and `resume` is not asked for, or it or a shard is of another one.
         """
         wanted = json.loads(json.dumps(identity))
         if folder is not None and (folder / IDENTITY).is_file():
-            _compare(folder / IDENTITY, wanted, resume=resume)
-        return cls(folder, wanted)
+            if not resume:
+                raise ArtifactError(
+                    "an unfinished audit is here", where=str(folder), fix="continue it with --resume, or delete that folder"
+                )
+            same_audit(folder / IDENTITY, wanted)
+        for shard in shards:
+            same_audit(shard / IDENTITY, wanted)
+        return cls(folder, wanted, shards)
+
+    def names(self) -> list[str]:
+        """Every finished piece, in order."""
+        folders = [folder for folder in (self.folder, *self._shards) if folder is not None]
+        return sorted({*self._memory, *(file.stem for folder in folders for file in folder.glob("*.npz"))})
+
+    def seconds(self) -> float:
+        """What an interrupted run of this audit has taken, or else its shards together."""
+        own = self._read(self.folder / f"{CLOCK}.npz") if self.folder else self._memory.get(CLOCK)
+        clocks = [own] if own else [self._read(shard / f"{CLOCK}.npz") for shard in self._shards]
+        return sum(float(clock["seconds"]) for clock in clocks if clock)
 
     def get(self, name: str) -> Arrays | None:
         """A finished piece, or None."""
-        if self._folder is None:
-            return self._memory.get(name)
-        file = self._folder / f"{name}.npz"
+        if name in self._memory:
+            return self._memory[name]
+        folders = (folder for folder in (self.folder, *self._shards) if folder is not None)
+        return next((found for folder in folders if (found := self._read(folder / f"{name}.npz"))), None)
+
+    def _read(self, file: Path) -> Arrays | None:
         if not file.is_file():
             return None
         try:
@@ -63,37 +90,47 @@ class Store:
 
     def put(self, name: str, arrays: Arrays) -> None:
         """Keep a finished piece; it is there whole or not at all."""
-        if self._folder is None:
+        if self.folder is None:
             self._memory[name] = arrays
             return
-        self._begin(self._folder)
+        folder = self.begin()
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stub mistakes ** for allow_pickle
-        write_atomic(self._folder / f"{name}.npz", buffer.getvalue())
+        write_atomic(folder / f"{name}.npz", buffer.getvalue())
 
-    def _begin(self, folder: Path) -> None:
+    def begin(self) -> Path:
+        """The folder, with the identity in it.
+
+        Raises:
+            ArtifactError: it cannot be written, or there is none.
+        """
+        folder = self.folder
+        if folder is None:
+            raise ArtifactError("these pieces are kept in memory only", fix="give the audit a folder")
         if (folder / IDENTITY).is_file():
-            return
+            return folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArtifactError(
                 f"cannot write here: {error.strerror}", where=str(folder.parent), fix="choose another --output"
             ) from error
-        write_json(folder / IDENTITY, self._identity)
+        write_json(folder / IDENTITY, self.identity)
+        return folder
 
     def remove(self) -> None:
         """Forget everything: the audit is finished and written."""
         self._memory.clear()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _compare(file: Path, wanted: dict[str, Any], *, resume: bool) -> None:
-    if not resume:
-        raise ArtifactError(
-            "an unfinished audit is here", where=str(file.parent), fix="continue it with --resume, or delete that folder"
-        )
+def same_audit(file: Path, wanted: dict[str, Any]) -> None:
+    """Compare a stored identity with that of the audit asked for.
+
+    Raises:
+        ArtifactError: it is damaged, or of another audit; the message names what differs.
+    """
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -108,8 +145,8 @@ def _compare(file: Path, wanted: dict[str, Any], *, resume: bool) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one audit at a time.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a folder for one audit at a time; `wait` until another lets go of it.
 
     Raises:
         ArtifactError: another process holds it, or the place cannot be written.
@@ -119,7 +156,7 @@ def locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
         raise ArtifactError(
             "another audit is writing here", where=str(folder), fix="wait for it, or choose another --output"

@@ -1,27 +1,24 @@
-"""The verb `audit`: from a path and options to a finished audit bundle."""
+"""The verbs of an audit: from a path and options to a finished audit bundle, or to one shard of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic import ValidationError
-
-from robustkd.auditing.artifact import Subject, find_source, open_subject
-from robustkd.auditing.run import run_audit
-from robustkd.auditing.steps import Event
-from robustkd.auditing.store import locked, partial_folder
+from robustkd.auditing.artifact import Subject
+from robustkd.auditing.asking import Ask, ask
+from robustkd.auditing.merge import begun, complete, finished, forget, missing, shard_folder, write_shard
+from robustkd.auditing.run import carry_out, carry_out_shard
+from robustkd.auditing.shards import Shard
+from robustkd.auditing.store import IDENTITY, locked, same_audit
 from robustkd.auditing.write import write_audit
-from robustkd.bundle import MANIFEST, Bundle
-from robustkd.datasets._base import ImageSet
-from robustkd.datasets._open import open_dataset
-from robustkd.errors import ArtifactError, ConfigError
-from robustkd.recipe.policy import AuditConfig, read_policy
+from robustkd.bundle import MANIFEST
+from robustkd.errors import ArtifactError
 from robustkd.result import AuditResult
 from robustkd.signals import graceful
-from robustkd.threat import ThreatModel
 
 
 def audit(
@@ -39,6 +36,7 @@ def audit(
     min_clean: float | None = None,
     seed: int = 0,
     resume: bool = False,
+    merge: Sequence[Path] = (),
     output: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[AuditResult, Path]:
@@ -59,6 +57,7 @@ def audit(
         min_clean: floor of clean accuracy in percent.
         seed: of the choice of images and of all attacks.
         resume: continue an interrupted audit; a finished one of the same kind is returned as it is.
+        merge: finished shards of this audit (see `audit_shard`), which are all that is missing of it.
         output: the audit's folder; left out, `audit` inside the bundle, `<stem>-audit` beside a bare file, or
             `teacher-NAME/audit` in the runs folder.
         progress: called with one line per finished chunk and per warning.
@@ -72,109 +71,78 @@ def audit(
         NumericsError: source and engine do not agree at all.
         RequirementError: a package is missing.
     """
-    say = progress or (lambda line: None)
-    subject = artifact if isinstance(artifact, Subject) else open_subject(Path(artifact))
-    recipe = subject.recipe
-    config = _config(recipe, policy=policy, n=n, tolerance=tolerance, min_robust=min_robust, min_clean=min_clean)
-    plan, threat = read_policy(config.policy), _threat(subject, eps, norm)
-    folder = output or subject.home
-    with graceful(), locked(folder):
-        if (folder / MANIFEST).is_file():
-            return _finished(folder, subject, threat, config, plan.model_dump(), seed, resume), folder
-        if folder.exists() and any(folder.iterdir()):
-            raise ArtifactError("there is something here already", where=str(folder), fix="choose another --output")
-        if resume and not partial_folder(folder).is_dir():
-            say("there is nothing to resume here: the audit starts from the beginning")
-        images, index = _images(dataset or recipe.get("dataset"), data_root, config.n, seed, say)
-        with subject.engine(images.shape) as engine:
-            result, arrays = run_audit(
-                engine,
-                artifact=subject.facts,
-                images=images,
-                threat=threat,
-                policy=plan,
-                audit=config,
-                source=find_source(subject, Path(source) if source is not None else None, say),
-                twin=subject.net,
-                seed=seed,
-                folder=folder,
-                resume=resume,
-                index=index,
-                progress=lambda event: say(_line(event)),
-            )
-        write_audit(result, arrays, folder, subject.bundle)
-    return result, folder
+    asked = ask(
+        artifact,
+        source=source,
+        dataset=dataset,
+        data_root=data_root,
+        n=n,
+        eps=eps,
+        norm=norm,
+        policy=policy,
+        tolerance=tolerance,
+        min_robust=min_robust,
+        min_clean=min_clean,
+        seed=seed,
+        resume=resume,
+        output=output,
+        progress=progress,
+    )
+    with graceful(), locked(asked.folder):
+        if (found := asked.found()) is not None:
+            return found, asked.folder
+        return _whole(asked, merge), asked.folder
 
 
-def _config(recipe: dict[str, Any], **options: Any) -> AuditConfig:
-    given = {key: value for key, value in options.items() if value is not None}
-    try:
-        return AuditConfig.model_validate({**(recipe.get("audit") or {}), **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            f"audit.{'.'.join(map(str, first['loc']))}: {first['msg']}",
-            where="audit options",
-            fix="see `robustkd audit --help` for the range of each",
-        ) from error
+def audit_shard(artifact: Path | str | Subject, shard: str, **options: Any) -> tuple[AuditResult | None, Path, tuple[str, ...]]:
+    """Do one shard of an audit; the last one to finish merges them all.
+
+    Args:
+        artifact: as in `audit`.
+        shard: "I/N", counted from 1: every N-th chunk of the images.
+        options: the options of `audit` but `merge`; they must be the same for every shard.
+
+    Returns:
+        The result of the whole audit, or None; where it is written; the shards that are missing beside it.
+
+    Raises:
+        ArtifactError: as in `audit`; or the shards beside this one are of another audit.
+        ConfigError: as in `audit`; or there is no such shard.
+    """
+    part, asked = Shard.parse(shard), ask(artifact, **options)
+    home = shard_folder(asked.folder, part)
+    with graceful():
+        with locked(home):
+            if (found := asked.found()) is not None:
+                return found, asked.folder, ()
+            _part(asked, part, home)
+        with locked(asked.folder, wait=True):  # two shards may finish at once: one merges, the other reads
+            if (found := replace(asked, resume=True).found()) is not None:
+                return found, asked.folder, ()
+            if absent := missing(s for s in finished([asked.folder]) if s.total == part.total):
+                return None, home, tuple(map(str, absent))
+            return _whole(asked, ()), asked.folder, ()
 
 
-def _threat(subject: Subject, eps: float | str | None, norm: str | None) -> ThreatModel:
-    held = subject.threat
-    if held is None and eps is None:
-        raise ConfigError("nothing here says what it should withstand", where=subject.facts.path, fix="give --eps 8/255")
-    values = held.model_dump() if held is not None else {}
-    values |= {key: value for key, value in (("eps", eps), ("norm", norm)) if value is not None}
-    try:
-        return ThreatModel.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(
-            f"{'.'.join(map(str, first['loc']))}: {message}", where="--eps, --norm", fix="for example --norm linf --eps 8/255"
-        ) from error
+def _part(asked: Ask, shard: Shard, home: Path) -> None:
+    """The bundle of one shard; one that is there already is checked, if resuming is asked for."""
+    done = (home / MANIFEST).is_file()
+    if done and not asked.resume:
+        raise ArtifactError("this shard is finished already", where=str(home), fix="run the others, or --resume to merge")
+    with asked.order(home, resume=asked.resume and not done) as order:
+        beside = finished([asked.folder]) if begun(asked.folder) else {}
+        for other in beside.values():
+            same_audit(other / IDENTITY, json.loads(json.dumps(order.identity())))
+        if not done:
+            write_shard(carry_out_shard(order, shard), asked.folder, shard, asked.subject.bundle)
 
 
-def _images(
-    spec: str | dict[str, Any] | None, root: Path | None, n: int, seed: int, say: Callable[[str], None]
-) -> tuple[ImageSet, Any]:
-    if spec is None:
-        raise ConfigError("nothing here says on which images to audit it", fix="give --dataset")
-    images = open_dataset(spec, root).load("test")
-    if images.note:
-        say(images.note)
-    if n > len(images):
-        say(f"the data set holds {len(images)} test images; all are used")
-    index = np.random.default_rng(seed).permutation(len(images))[:n]
-    return images.take(index), index
-
-
-def _finished(
-    folder: Path,
-    subject: Subject,
-    threat: ThreatModel,
-    config: AuditConfig,
-    policy: dict[str, Any],
-    seed: int,
-    resume: bool,
-) -> AuditResult:
-    """What a finished audit found, if resuming is asked for and it is the same audit."""
-    if not resume:
-        raise ArtifactError("a finished audit is here already", where=str(folder), fix="choose another --output, or delete it")
-    try:
-        text = Bundle.open(folder, kind="audit").file("result.json").read_bytes()
-        result = AuditResult.model_validate_json(text)
-    except ValidationError as error:
-        raise ArtifactError("result.json is damaged", where=str(folder), fix="delete the folder and audit again") from error
-    wanted = {**policy, "bounds": config.model_dump(exclude={"policy", "n"})}
-    same = (result.artifact.sha256, result.threat, result.seed) == (subject.facts.sha256, threat, seed)
-    if not same or result.policy != wanted:
-        raise ArtifactError("another audit is here", where=str(folder), fix="choose another --output")
+def _whole(asked: Ask, merge: Sequence[Path]) -> AuditResult:
+    """Carry out the audit, from shards where there are some, and write it."""
+    own = [asked.folder] if begun(asked.folder) else []
+    shards = complete(finished([*merge, *own])) if merge or own else ()
+    with asked.order(asked.folder, resume=asked.resume or bool(shards), shards=shards) as order:
+        result, arrays = carry_out(order)
+    write_audit(result, arrays, asked.folder, asked.subject.bundle)
+    forget(asked.folder)
     return result
-
-
-def _line(event: Event) -> str:
-    if event.kind == "warning":
-        return f"warning: {event.text}"
-    left = f", robust so far {100 * event.robust_accuracy:.1f} %" if event.robust_accuracy is not None else ""
-    return f"{event.text}: {event.done} of {event.total} images{left}"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from robustkd.cli._print import Json, console, emit, say
+from robustkd.cli._audit_view import show, show_shard
+from robustkd.cli._print import Json, emit, say
 from robustkd.cli.distill import TrustPickle
 
 if TYPE_CHECKING:
     from robustkd.auditing.artifact import Subject
-    from robustkd.result import AuditResult, Interval, Side
 
 
 def audit(
@@ -39,6 +39,12 @@ def audit(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of images and of all attacks.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted audit.")] = False,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Attack one of N slices; the last to finish merges.")
+    ] = None,
+    merge: Annotated[
+        list[Path] | None, typer.Option("--merge", metavar="DIR", help="Finished shards from elsewhere; may be repeated.")
+    ] = None,
     trust_pickle: TrustPickle = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The audit's folder; left out, `audit` inside the bundle.")
@@ -47,7 +53,7 @@ def audit(
 ) -> None:
     """Attack an exported file itself and give a verdict.
 
-    Exit code: 0 pass, 10 fail, 11 inconclusive, 12 invalid (a sanity check blocks).
+    Exit code: 0 pass, 10 fail, 11 inconclusive (as is a shard whose siblings are missing), 12 invalid (a check blocks).
     """
     from robustkd import api
     from robustkd.cli._downloads import Downloads
@@ -58,61 +64,31 @@ def audit(
         with Downloads() as told:
             name = artifact.removeprefix(api.TEACHER)
             subject = api.open_teacher(name, data, trust_pickle=trust_pickle, listen=told)
-    result, folder = api.audit(
-        subject,
-        source=source,
-        dataset=dataset,
-        data_root=data,
-        n=n,
-        eps=eps,
-        norm=norm,
-        policy=policy,
-        tolerance=tolerance,
-        min_robust=min_robust,
-        min_clean=min_clean,
-        seed=seed,
-        resume=resume,
-        output=output,
-        progress=say,
-    )
+    options: dict[str, Any] = {
+        "source": source,
+        "dataset": dataset,
+        "data_root": data,
+        "n": n,
+        "eps": eps,
+        "norm": norm,
+        "policy": policy,
+        "tolerance": tolerance,
+        "min_robust": min_robust,
+        "min_clean": min_clean,
+        "seed": seed,
+        "resume": resume,
+        "output": output,
+        "progress": say,
+    }
+    if shard:
+        result, folder, absent = api.audit_shard(subject, shard, **options)
+        if result is None:
+            show_shard(shard, folder, absent, json=json)
+            raise typer.Exit(EXIT["inconclusive"])
+    else:
+        result, folder = api.audit(subject, merge=merge or (), **options)
     if json:
         emit(result.model_dump(mode="json", by_alias=True))
     else:
         show(result, folder)
     raise typer.Exit(EXIT[result.verdict.status])
-
-
-def show(result: AuditResult, folder: Path) -> None:
-    """The table of attacks, the checks that are not ok, and the verdict, on stdout."""
-    from rich.table import Table
-
-    out = console()
-    threat, data = result.threat, result.dataset
-    out.print(f"{result.artifact.path} ({result.artifact.runtime}, {result.artifact.precision})", markup=False)
-    out.print(
-        f"{data.n} images of {data.name}, {threat.norm} eps {threat.eps:.5f}, policy {result.policy['name']}", markup=False
-    )
-    table = Table("attack", "level", "images", "broken", "engine left", *(["source left"] if result.source_model else []))
-    table.add_row("clean", "", str(data.n), "", *_both(result, "clean_accuracy"))
-    for name, attack in result.engine.attacks.items():
-        row = [name, attack.level, str(attack.images), str(attack.broken), f"{attack.robust_accuracy:.1%}"]
-        if result.source_model:
-            row.append(f"{result.source_model.attacks[name].robust_accuracy:.1%}")
-        table.add_row(*row)
-    table.add_row("worst case", "", str(data.n), "", *_both(result, "robust_accuracy"), style="bold")
-    out.print(table)
-    for check in result.checks:
-        if check.status in ("warn", "block", "skipped"):
-            out.print(f"{check.status}: {check.name}: {check.message}", markup=False)
-    out.print(f"verdict: {result.verdict.status}", style="bold", markup=False)
-    for reason in result.verdict.reasons:
-        out.print(f"  {reason}", markup=False)
-    out.print(f"written to {folder}", markup=False)
-
-
-def _both(result: AuditResult, field: Literal["clean_accuracy", "robust_accuracy"]) -> list[str]:
-    def shown(side: Side) -> str:
-        seen: Interval = getattr(side, field)
-        return f"{seen.estimate:.1%} ({seen.low:.1%} to {seen.high:.1%})"
-
-    return [shown(side) for side in (result.engine, result.source_model) if side is not None]
