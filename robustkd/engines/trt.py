@@ -162,7 +162,7 @@ def _at_least(capability: str, number: int) -> bool:
 
 def _built_for(known: Vouched) -> str:
     gpu = known.facts.get("gpu") or {}
-    return str(gpu.get("name") or ", ".join(known.facts.get("capabilities") or ()))
+    return str(gpu.get("name") or " or ".join(known.facts.get("capabilities") or ()))
 
 
 def rebuild(kind: PlanKind, known: Vouched | None = None) -> str:

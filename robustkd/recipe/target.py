@@ -53,6 +53,7 @@ class EngineOptions(BaseModel, frozen=True, extra="forbid"):
     version_compatible: bool = Field(False, description="load under later TensorRT versions too")
     hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     dla: int | None = Field(None, ge=0, description="run on this deep learning accelerator of a Jetson")
+    timing_cache: str | None = Field(None, description="file of measured kernels, read and written; classic TensorRT only")
 
 
 class Target(BaseModel, frozen=True, extra="forbid"):
@@ -71,6 +72,7 @@ class Target(BaseModel, frozen=True, extra="forbid"):
     batch: Batch | None = Field(None, description="MIN:OPT:MAX, checked and promised; its MAX replaces max_batch")
     max_batch: int = Field(1024, ge=1, description="largest batch the graph accepts; 1 fixes it")
     engine: EngineOptions = EngineOptions()
+    gpus: tuple[str, ...] = Field((), description="GPUs a TensorRT engine is meant for, such as sm87; left out, any")
     needs: str = Field("", description="what must be installed or present, in words")
 
     @property
