@@ -45,6 +45,9 @@ def served(content: bytes) -> Iterator[Site]:
         def do_GET(self) -> None:
             _answer(self, site)
 
+        def do_HEAD(self) -> None:
+            _answer(self, site)
+
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
@@ -63,7 +66,8 @@ def served(content: bytes) -> Iterator[Site]:
 
 def _answer(request: BaseHTTPRequestHandler, site: Site) -> None:
     asked = request.headers.get("Range", "")
-    site.seen.append(asked)
+    if request.command == "GET":
+        site.seen.append(asked)
     request.close_connection = True
     if status := site.statuses.pop(0) if site.statuses else 0:
         request.send_error(status)
@@ -83,6 +87,9 @@ def _answer(request: BaseHTTPRequestHandler, site: Site) -> None:
         request.send_header("Content-Range", f"bytes {first}-{len(site.content) - 1}/{len(site.content)}")
     if site.version:
         request.send_header("ETag", site.version)
+    request.send_header("X-Repo-Commit", "0" * 40)  # by which the Hub's downloader knows a file of the Hub
     request.end_headers()
+    if request.command == "HEAD":
+        return
     cut = site.cuts.pop(0) if site.cuts else None
     request.wfile.write(body[:cut])

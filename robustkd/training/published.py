@@ -54,7 +54,7 @@ def _torchvision(name: str, source: str) -> tuple[nn.Module, tuple[float, ...], 
         raise RequirementError("this teacher needs torchvision", where=source, fix="pip install 'robustkd[train]'") from error
     names = models.list_models(module=models)
     if name not in names:
-        raise ConfigError(f"torchvision has no classifier {name}", fix=nearest(name, names))
+        raise ConfigError(f"torchvision has no classifier {name}", fix=_like(name, names))
     weights = models.get_model_weights(name).DEFAULT
     net = _fetched(lambda: models.get_model(name, weights=weights), source, "torch.hub's folder (TORCH_HOME)")
     shown = weights.transforms()
@@ -68,10 +68,16 @@ def _timm(name: str, source: str) -> tuple[nn.Module, tuple[float, ...], tuple[f
         raise RequirementError("this teacher needs timm", where=source, fix="pip install 'robustkd[timm]'") from error
     # names with a prefix of their own (hf-hub:, local-dir:) are not in the list
     if ":" not in name and not timm.is_model(name):
-        raise ConfigError(f"timm has no network {name}", fix=nearest(name, timm.list_models(pretrained=True)[:50]))
+        raise ConfigError(f"timm has no network {name}", fix=_like(name, timm.list_models(pretrained=True)))
     net = _fetched(lambda: timm.create_model(name, pretrained=True), source, "the Hub's folder (HF_HOME)")
     shown = net.pretrained_cfg
     return net, tuple(shown["mean"]), tuple(shown["std"])
+
+
+def _like(name: str, names: list[str]) -> str:
+    """The nearest name; a list of hundreds would help nobody."""
+    found = nearest(name, names)
+    return found if found.startswith("did you mean") else "see its list_models()"
 
 
 def _fetched(build: Any, source: str, folder: str) -> Any:

@@ -141,7 +141,13 @@ def _from_hub(source: str, file: Path) -> Path:
     wanted = _hub(source)
     folder = file.parents[len(_inside(wanted["file"])) - 1]
     try:
-        came = hf_hub_download(wanted["repo"], wanted["file"], revision=wanted["revision"] or None, local_dir=folder)
+        came = hf_hub_download(
+            wanted["repo"],
+            wanted["file"],
+            revision=wanted["revision"] or None,
+            local_dir=folder,
+            endpoint=os.environ.get("HF_ENDPOINT"),
+        )
     except Exception as error:  # its errors are of several libraries, which change with its version
         said = (str(error).strip() or type(error).__name__).partition("\n")[0]
         raise ArtifactError(

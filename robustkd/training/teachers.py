@@ -230,6 +230,7 @@ class _Finder:
         source = str(config.path)
         if published(source):
             net, digest = build_published(source, channels=self.shape[0], classes=self.classes)
+            _tried(source, net.eval(), self.shape, torch.device("cpu"))
             return _Found(net, Path(source), digest)
         if remote(source):
             _needs_model(source, config.model)
@@ -328,14 +329,19 @@ def _same_order(name: str, has: tuple[str, ...], wanted: tuple[str, ...]) -> Non
 
 def _takes(name: str, model: ModelConfig, shape: Shape, classes: int) -> None:
     """Push one image without content through the architecture, on a device that computes shapes only."""
-    if not shape[1]:
-        return
     with torch.device("meta"):
         net = model.build(channels=shape[0], classes=classes).eval()
-        try:
-            net(torch.empty(1, *shape))
-        except RuntimeError as error:
-            raise ConfigError(
-                f"teacher {name} does not take images of {shape[1]}x{shape[2]} pixels",
-                fix="choose a teacher of this data set",
-            ) from error
+    _tried(name, net, shape, torch.device("meta"))
+
+
+def _tried(name: str, net: nn.Module, shape: Shape, device: torch.device) -> None:
+    if not shape[1]:
+        return
+    try:
+        with torch.no_grad():
+            net(torch.zeros(1, *shape, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:  # libraries assert sizes
+        raise ConfigError(
+            f"teacher {name} does not take images of {shape[1]}x{shape[2]} pixels",
+            fix="choose a teacher of this data set",
+        ) from error
