@@ -17,6 +17,7 @@ from robustkd.models._base import Normalized, bare
 from robustkd.recipe.schema import TeacherConfig
 from robustkd.training import teachers
 from robustkd.training.teachers import Card, cards, load_teachers, read_card
+from tests.real_data import TEST_FILE, need_data, read_grids
 
 CPU = torch.device("cpu")
 CONSTANTS = {
@@ -215,9 +216,11 @@ def test_sub_block1_is_where_it_is_listed(data: str, key: str, architecture: str
     assert held == (architecture.endswith("-sub") or key == "Pang2020Boosting")
 
 
-def test_key_prefixes_are_those_listed() -> None:
+def test_key_prefixes_and_names_are_those_of_the_files() -> None:
     assert at("cifar10", "Chen2021LTD_WRN34_20").prefix == "module."
     assert at("cifar100", "Chen2021LTD_WRN34_10").prefix == ""
+    for name in ("clean-resnet20-cifar10", "clean-resnet56-cifar10"):  # saved from a parallel network that ends in `linear`
+        assert (card_of(name).prefix, card_of(name).rename) == ("module.", {"linear": "fc"})
 
 
 # --- a file in its published form, through the card
@@ -279,3 +282,20 @@ def test_a_published_file_answers_through_its_card(name: str, tmp_path: Path, mo
     x = torch.rand(2, card.channels, size, size)
     with torch.no_grad():
         assert torch.allclose(loaded(x), net(x), atol=1e-5)
+
+
+# --- and real ones
+
+
+def test_the_small_robust_teacher_on_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its digest, and near the 83.81 % its card states: within three points on the first 500 test images."""
+    folder = need_data("weights/cifar10_resnet20_pgdat8_a.safetensors", TEST_FILE)
+    monkeypatch.setenv("ROBUSTKD_TEACHERS", str(folder / "weights"))
+    card = card_of("pgd-at-resnet20-cifar10")
+    nets, (origin,) = load_teachers((TeacherConfig(id=card.name),), channels=3, classes=10, device=CPU)
+    assert card.sha256 is not None and origin["sha256"].endswith(card.sha256)
+    images, labels = read_grids(folder / TEST_FILE, 500)
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255
+    with torch.no_grad():
+        right = (nets["robust"](x).argmax(1).numpy() == labels).mean()
+    assert right == pytest.approx(card.measured["clean"], abs=0.03)

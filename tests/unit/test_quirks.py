@@ -179,6 +179,9 @@ def test_a_key_in_which_a_prefix_merely_occurs_keeps_its_name(tmp_path: Path) ->
     state = {"block.module.weight": torch.rand(2), "fc.model.bias": torch.rand(2)}
     torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "net.pt")
     assert read_foreign(tmp_path / "net.pt").keys() == state.keys()
+    mixed = {"module.weight": torch.rand(2), "fc.bias": torch.rand(2)}
+    torch.save(mixed, tmp_path / "mixed.pt")
+    assert read_foreign(tmp_path / "mixed.pt").keys() == mixed.keys(), "a wrapper's prefix is on every key, or it is none"
 
 
 def test_of_two_states_the_last_one_is_taken(tmp_path: Path) -> None:
