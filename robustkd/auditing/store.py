@@ -27,6 +27,11 @@ def partial_folder(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.partial"
 
 
+def piece_name(attack: str, chunk: int) -> str:
+    """The name of one chunk of one attack."""
+    return f"{attack.replace(':', '-')}-{chunk:05d}"
+
+
 class Store:
     """Pieces by name; without a folder they live in memory only."""
 

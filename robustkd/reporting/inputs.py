@@ -73,7 +73,9 @@ def find(paths: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        found += _below(path) if path.is_dir() else [path]
+        shards = path.with_name(f"{path.name}.shards")
+        place = shards if not path.exists() and shards.is_dir() else path
+        found += _below(place) if place.is_dir() else [place]
     return list({path.resolve(): path for path in found}.values())
 
 
@@ -86,8 +88,29 @@ def _below(folder: Path) -> list[Path]:
     seen = sorted(f for f in folder.rglob(RESULT) if not any(p.startswith(".") for p in f.relative_to(folder).parts))
     results = [f.parent if (f.parent / MANIFEST).is_file() else f for f in seen]
     if not results:
+        _name_shards(folder)
         raise ArtifactError("there is no audit in this folder", where=str(folder), fix="make one with robustkd audit")
     return results
+
+
+def _name_shards(folder: Path) -> None:
+    """Say which shards are here and which are missing, where this is an audit that is not merged yet.
+
+    Raises:
+        ArtifactError: it is.
+    """
+    manifests = [folder / MANIFEST, *sorted(folder.glob(f"[0-9]*-of-*/{MANIFEST}"))]
+    shards = [str(getattr(Bundle.open(f.parent, check=False).manifest, "shard", "")) for f in manifests if f.is_file()]
+    held = [tuple(map(int, shard.split("/"))) for shard in shards if shard.replace("/", "").isdecimal()]
+    if held:
+        total = max(n for _, n in held)
+        absent = [f"{i}/{total}" for i in range(1, total + 1) if (i, total) not in held]
+        state = f"{', '.join(absent)} missing" if absent else "all are here"
+        raise ArtifactError(
+            f"shards of an audit, not merged yet: {', '.join(shards)} finished, {state}",
+            where=str(folder),
+            fix="run robustkd audit with --shard for the missing ones, or with --merge and this folder",
+        )
 
 
 def _kind(folder: Path) -> str:
