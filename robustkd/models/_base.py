@@ -64,6 +64,23 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     name: str
     normalize: Normalization | None = Field(None, description="mean/std in front of the net; none by default")
 
+    @property
+    def architecture(self) -> str:
+        """What a bundle says the network is."""
+        return self.name
+
+    def begin(self, net: nn.Module, *, channels: int, classes: int) -> None:
+        """Give a network just built the weights its training starts from; most keep their random ones.
+
+        Args:
+            net: what `build` gave for so many `channels` and `classes`.
+            channels: of the images.
+            classes: number of logits.
+
+        Raises:
+            ArtifactError: weights were asked for and cannot be had.
+        """
+
     def build(self, *, channels: int, classes: int) -> nn.Module:
         """The network: (N, channels, H, W) in [0, 1] -> logits (N, classes).
 
@@ -81,6 +98,35 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     def _net(self, channels: int, classes: int) -> nn.Module:
         raise NotImplementedError
+
+
+def check_takes(net: nn.Module, shape: tuple[int, int, int], name: str) -> None:
+    """Push one black image through, as an evaluation would.
+
+    Args:
+        net: the network, on any device; its training flags stay.
+        shape: C, H, W of the images.
+        name: what to call it.
+
+    Raises:
+        ConfigError: it does not take images of this size.
+    """
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, *shape, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"student {name} does not take images of {shape[2]}x{shape[1]} pixels: {str(error).partition(chr(10))[0]}",
+            where="student",
+            fix="choose another student, or resize the images (dataset.size)",
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def scaled(channels: int, width: float) -> int:

@@ -253,6 +253,6 @@ def _model_of(info: FieldInfo, values: Any) -> type[BaseModel] | None:
     model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
     shelf = next((c.shelf for c in (*info.metadata, *candidates) if hasattr(c, "shelf")), None)
     if shelf is not None and isinstance(values, dict) and isinstance(values.get("name"), str):
-        entry = Shelf(shelf).get(values["name"])
+        entry = Shelf(shelf).get(values["name"].partition(":")[0])
         return entry.Config if shelf == "methods" else entry  # type: ignore[no-any-return]
     return model

@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robustkd.catalog import Shelf
 from robustkd.errors import ArtifactError
 from robustkd.models._base import bare
 from robustkd.models._deepmind import padded, swish
 from robustkd.models._files import load_state, portable, read_state
-from tests.unit.test_models import SMALL, build
+from tests.unit.test_models import SMALL, build, every
 
 CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)}
 CIFAR100 = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
@@ -55,7 +54,7 @@ def test_wide_networks_of_other_depths_are_refused(name: str, depth: int) -> Non
 # --- files
 
 
-@pytest.mark.parametrize("name", Shelf("models").names())
+@every
 def test_a_network_survives_its_file(name: str, tmp_path: Path) -> None:
     """Bit for bit, statistics of batch norm included; the constants in front are not in the file."""
     torch.manual_seed(0)

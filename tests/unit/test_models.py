@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -32,6 +33,10 @@ COUNTS = [
     ("preact-resnet", {}, 10, 11_171_146),
     ("preact-resnet", {"final_norm": True}, 100, 11_218_340),
     ("preact-resnet", {"pool": "quarter"}, 200, 11_575_816),
+    ("resnet18-imagenet", {}, 10, 11_181_642),
+    ("resnet18-imagenet", {}, 1000, 11_689_512),
+    ("mobilenet-v2-imagenet", {}, 10, 2_236_682),
+    ("mobilenet-v2-imagenet", {}, 1000, 3_504_872),
 ]
 KEYS = {
     "resnet18": r"(conv1|bn1|linear|layer[1-4]\.[01]\.(conv[12]|bn[12]|shortcut\.[01]))\.\w+",
@@ -44,6 +49,9 @@ KEYS = {
     "hypersphere-wrn": r"((conv1|bn1|block[1-3]\.layer\.\d+\.(conv[12]|bn[12]|convShortcut))\.\w+|fc\.weight)",
     "deepmind-wrn": r"(init_conv|batchnorm|logits|layer\.[0-2]\.block\.\d+\.(batchnorm_[01]|conv_[01]|shortcut))\.\w+",
     "deepmind-preact-resnet": r"(conv_2d|batchnorm|logits|layer_[0-3]\.[01]\.(batchnorm_[01]|conv_2d_[12]|shortcut))\.\w+",
+    "resnet18-imagenet": r"(conv1|bn1|fc|layer[1-4]\.[01]\.(conv[12]|bn[12]|downsample\.[01]))\.\w+",
+    "mobilenet-v2-imagenet": r"(features\.(\d|1[0-8])\.([01]|conv\.([0-3]|[01]\.[01]))|classifier\.1)\.\w+",
+    "timm": r"[\w.]+",  # timm's own
 }
 SMALL: dict[str, dict[str, Any]] = {
     "resnet18": {"width": 0.0625},
@@ -56,8 +64,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "hypersphere-wrn": {"depth": 10, "widen_factor": 1},
     "deepmind-wrn": {"depth": 10, "widen_factor": 1},
     "deepmind-preact-resnet": {"width": 0.0625},
+    "resnet18-imagenet": {},
+    "mobilenet-v2-imagenet": {"width": 0.125},
+    "timm": {"model": "test_resnet"},
 }
-every = pytest.mark.parametrize("name", Shelf("models").names())
+without_timm = pytest.mark.skipif(find_spec("timm") is None, reason="needs timm: pip install 'robustkd[timm]'")
+NAMES = [pytest.param(name, marks=without_timm) if name == "timm" else name for name in Shelf("models").names()]
+"""Every entry of the shelf; the one that needs an extra is skipped without it."""
+every = pytest.mark.parametrize("name", NAMES)
 
 
 def build(name: str, *, channels: int = 3, classes: int = 10, **knobs: Any) -> nn.Module:
@@ -80,7 +94,7 @@ def test_state_entries_with_the_counters_of_batch_norm(name: str, entries: int) 
 @every
 def test_state_keys_are_those_of_public_checkpoints(name: str) -> None:
     with torch.device("meta"):
-        keys = build(name).state_dict()
+        keys = build(name, **(SMALL[name] if name == "timm" else {})).state_dict()
     assert [key for key in keys if not re.fullmatch(KEYS[name], key)] == []
 
 
