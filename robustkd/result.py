@@ -90,6 +90,14 @@ class Difference(Value):
     c: int = Field(description="engine robust, source broken")
 
 
+class KitUsed(Value):
+    """The kit whose images an engine answered on a device."""
+
+    path: str
+    sha256: str
+    made_on: str = Field(description="sha256 of the file that was attacked to make it")
+
+
 class Check(Value):
     """A sanity check or a bound: what was seen, what was asked, and one plain sentence."""
 
@@ -127,3 +135,4 @@ class AuditResult(BaseModel):
     difference: Difference | None
     checks: tuple[Check, ...]
     verdict: Verdict
+    kit: KitUsed | None = Field(None, description="the audit was done with a kit")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from robustkd.auditing.ledger import Flags, Ledger, Track
-from robustkd.auditing.verdict import Counts, Pair
-from robustkd.result import AttackResult, Interval
+from robustkd.auditing.verdict import BLIND, Counts, Pair
+from robustkd.result import AttackResult, Interval, Level
 from robustkd.result import Side as SideResult
 from robustkd.stats import wilson
 
 
-def counts_of(ledger: Ledger, *, white_box: bool) -> Counts:
-    """What the verdict reads; `white_box` says whether an attack with gradients ran."""
+def counts_of(ledger: Ledger, *, white_box: bool, why: str = BLIND) -> Counts:
+    """What the verdict reads; `white_box` says whether an attack with gradients ran, `why` what it means if none did."""
     engine, source = ledger.engine, ledger.source
     clean, robust = engine.clean.robust, engine.robust()
     n = len(clean)
@@ -20,11 +20,28 @@ def counts_of(ledger: Ledger, *, white_box: bool) -> Counts:
             "clean_pair": _pair(source.clean.robust, clean),
             "robust_pair": _pair(source.robust(), robust),
         }
-    return Counts(n, int(clean.sum()), int(robust.sum()), **pairs, white_box=white_box)
+    return Counts(n, int(clean.sum()), int(robust.sum()), **pairs, white_box=white_box, why=why)
 
 
 def _pair(source: Flags, engine: Flags) -> Pair:
     return Pair(int((source & ~engine).sum()), int((engine & ~source).sum()))
+
+
+def yielded(track: Track, name: str, level: Level, calls: int, seconds: float) -> AttackResult:
+    """What one attack did to one side, after those before it."""
+    n, left = len(track.clean.margin), int(track.robust().sum())
+    low, high = wilson(left, n)
+    tried = track.tried(name)
+    return AttackResult(
+        level=level,
+        robust_accuracy=left / n,
+        low=low,
+        high=high,
+        forward_calls=calls,
+        seconds=seconds,
+        images=int(tried.sum()),
+        broken=int((tried & track.clean.robust & ~track.attacks[name].robust).sum()),
+    )
 
 
 def side_of(track: Track, attacks: dict[str, AttackResult]) -> SideResult:

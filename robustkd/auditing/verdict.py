@@ -21,6 +21,10 @@ VOIDS = ("S15",)
 _STATUS: dict[Outcome, CheckStatus] = {"ok": "ok", "fail": "block", "open": "warn"}
 
 
+#: why nothing is shown where no attack with gradients ran
+BLIND = "only attacks without gradients ran; they can refute robustness, not show it: give a source"
+
+
 @dataclass(frozen=True)
 class Pair:
     """Discordant images: b where only the source is right, c where only the engine is."""
@@ -33,7 +37,7 @@ class Pair:
 class Counts:
     """What the verdict reads: images, right answers of the engine, and the paired tables if there is a source.
 
-    `white_box` says whether an attack with gradients ran: without one, robustness can be refuted, not shown.
+    `white_box` says whether an attack with gradients ran: without one, robustness can be refuted, not shown; `why` says so.
     """
 
     n: int
@@ -42,6 +46,7 @@ class Counts:
     clean_pair: Pair | None = None
     robust_pair: Pair | None = None
     white_box: bool = True
+    why: str = BLIND
 
 
 @dataclass(frozen=True)
@@ -108,15 +113,20 @@ def _bounds(counts: Counts, config: AuditConfig) -> list[Bound]:
     tolerance = config.tolerance / 100
     for what, pair in (("clean", counts.clean_pair), ("robust", counts.robust_pair)):
         if pair is not None:
-            found.append(_drop_bound(what, pair, counts.n, tolerance))
+            found.append(_drop_bound(what, pair, counts.n, tolerance, unshown=_unshown(counts, what)))
     if config.min_clean is not None:
-        found.append(_floor("clean", counts.clean, counts.n, config.min_clean / 100, shown=True))
+        found.append(_floor("clean", counts.clean, counts.n, config.min_clean / 100))
     if config.min_robust is not None:
-        found.append(_floor("robust", counts.robust, counts.n, config.min_robust / 100, shown=counts.white_box))
+        found.append(_floor("robust", counts.robust, counts.n, config.min_robust / 100, unshown=_unshown(counts, "robust")))
     return found
 
 
-def _drop_bound(what: str, pair: Pair, n: int, tolerance: float) -> Bound:
+def _unshown(counts: Counts, what: str) -> str:
+    """Why a bound that seems met is not shown to be; empty where it is."""
+    return counts.why if what == "robust" and not counts.white_box else ""
+
+
+def _drop_bound(what: str, pair: Pair, n: int, tolerance: float, *, unshown: str = "") -> Bound:
     drop = _drop(pair, n)
     outcome: Outcome = "ok" if drop.high <= tolerance else "fail" if drop.low > tolerance else "open"
     limits = f"one-sided 95 % limits {100 * drop.low:.2f} and {100 * drop.high:.2f}"
@@ -126,6 +136,8 @@ def _drop_bound(what: str, pair: Pair, n: int, tolerance: float) -> Bound:
         "fail": f"{seen}, more than {_points(tolerance)}",
         "open": f"{seen}; {_points(tolerance)} are allowed: {_decide_drop(pair, n, tolerance)}",
     }[outcome]
+    if outcome == "ok" and unshown:
+        outcome, reason = "open", f"{seen}, but {unshown}"
     return Bound(_check(f"bound: {what} drop", outcome, drop, tolerance, reason), outcome, reason)
 
 
@@ -146,14 +158,13 @@ def _decides(pair: Pair, n: int, wanted: int, tolerance: float) -> bool:
     return high <= tolerance or low > tolerance or wanted > 10**8
 
 
-def _floor(what: str, k: int, n: int, floor: float, *, shown: bool) -> Bound:
+def _floor(what: str, k: int, n: int, floor: float, *, unshown: str = "") -> Bound:
     low, high = wilson(k, n)
     interval = Interval(estimate=k / n, low=low, high=high)
     outcome: Outcome = "ok" if low > floor else "fail" if high < floor else "open"
     seen = f"{what} accuracy is {_percent(k / n)} ({_percent(low)} to {_percent(high)})"
-    if outcome == "ok" and not shown:
-        outcome = "open"
-        reason = f"{seen}, but only attacks without gradients ran; they can refute a floor, not show it: give a source"
+    if outcome == "ok" and unshown:
+        outcome, reason = "open", f"{seen}, but {unshown}"
     elif outcome == "open":
         wanted = needed_n_single(k / n, floor)
         more = "no number of images decides" if wanted is None else f"about {max(wanted, n + 1)} images would decide"
