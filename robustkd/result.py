@@ -49,6 +49,8 @@ class Side(Value):
 
     clean_accuracy: Interval
     robust_accuracy: Interval = Field(description="worst case per image over all attacks")
+    robust_accuracy_float: Interval | None = Field(None, description="over the attacks that may use any value in [0, 1]")
+    robust_accuracy_uint8: Interval | None = Field(None, description="over 8-bit images alone")
     attacks: dict[str, AttackResult] = {}
 
 

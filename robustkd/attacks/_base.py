@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from robustkd.ascent import attacking
+from robustkd.attacks._grid import on_grid
 from robustkd.attacks._guard import Guard
 from robustkd.threat import ThreatModel
 
@@ -36,7 +37,11 @@ class Attack(BaseModel, frozen=True, extra="forbid"):
     """What every attack has; subclasses add their knobs and `_search`."""
 
     summary: ClassVar[str] = ""
-    needs: ClassVar[Literal["gradient", "logits"]] = "logits"
+    needs: ClassVar[Literal["gradient", "logits", "labels"]] = "logits"
+    grid: ClassVar[bool] = False
+    """Whether it returns 8-bit images only."""
+    per_image: ClassVar[bool] = False
+    """Whether the randomness of an image depends on that image alone, not on its place or its batch."""
     name: str
 
     def obstacle(self, classes: int) -> str:
@@ -64,8 +69,9 @@ class Attack(BaseModel, frozen=True, extra="forbid"):
             guard = Guard(model, x, y, threat)
             if self.obstacle(guard.classes):
                 return Found(x.clone(), guard.forwards)
-            tried = self._search(guard, x, y, threat, seed)
-            return Found(guard.settle(tried), guard.forwards)
+            settled = guard.settle(self._search(guard, x, y, threat, seed))
+            # projecting moves an 8-bit image by the rounding of float32
+            return Found(on_grid(settled, x, threat) if self.grid else settled, guard.forwards)
 
     def _search(self, model: Guard, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
         raise NotImplementedError

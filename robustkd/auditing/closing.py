@@ -51,6 +51,7 @@ def closing_checks(job: Job, steps: list[Step], means: Means) -> list[Check]:
     found.append(controls.memorised(job, means.policy, means.unseen))
     found.append(_control(job, means.net))
     found.append(_again(job, steps, means))
+    found.append(evidence.eight_bit(ledger, steps))
     return found
 
 

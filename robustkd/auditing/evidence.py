@@ -11,16 +11,20 @@ from robustkd.auditing.plan import Step
 from robustkd.auditing.probes import share
 from robustkd.auditing.sides import Side
 from robustkd.losses import cross_entropy
-from robustkd.result import Check
+from robustkd.result import Check, CheckStatus
+from robustkd.stats import mcnemar_exact
 from robustkd.threat import ThreatModel
 
 #: images that get a gradient for S12 and S13
 GRADIENTS = 256
+#: robust accuracy on float images beyond that on 8-bit images that warns
+GAP = 0.05
 
 
 def witnesses(ledger: Ledger, steps: list[Step]) -> list[Check]:
     """S9, S10, S11: does anything simpler break images that the attacks with gradients could not?"""
-    groups = {level: [s.name for s in steps if s.level == level] for level in ("surrogate", "replay", "blackbox", "baseline")}
+    levels = ("surrogate", "replay", "blackbox", "baseline")
+    groups = {level: [s.name for s in steps if s.level == level and s.against != "pool"] for level in levels}
     n = len(ledger.worst)
     if not groups["surrogate"]:
         text = "no attack with gradients ran"
@@ -86,6 +90,26 @@ def gradients(model: nn.Module, judge: Side, x: Tensor, y: Tensor, threat: Threa
             least=True,
         ),
     ]
+
+
+def eight_bit(ledger: Ledger, steps: list[Step]) -> Check:
+    """Robust accuracy on float images and on 8-bit images: an engine that answers float images alone has a trick.
+
+    The other way round tells nothing: an attack whose images are rounded afterwards is naturally the weaker one.
+    """
+    name = "8-bit images"
+    grid, fine = ([s.name for s in steps if s.grid is kind] for kind in (True, False))
+    if not grid:
+        return Check(name=name, status="skipped", bound=GAP, message="the policy leaves them out")
+    clean, n = ledger.engine.clean.robust, len(ledger.worst)
+    on_float, on_grid = clean & ~ledger.engine.broken(fine), clean & ~ledger.engine.broken(grid)
+    only, other = int((on_float & ~on_grid).sum()), int((on_grid & ~on_float).sum())
+    message = f"robust accuracy is {on_float.mean():.1%} on float images and {on_grid.mean():.1%} on 8-bit images"
+    gap = (only - other) / n
+    status: CheckStatus = "warn" if gap > GAP and mcnemar_exact(only, other) < 0.01 else "ok"
+    if status == "warn":
+        message += ": the engine treats images that are not 8-bit images in another way"
+    return Check(name=name, status=status, observed=gap, bound=GAP, message=message)
 
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

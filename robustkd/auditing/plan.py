@@ -9,26 +9,33 @@ from typing import Literal
 import numpy as np
 
 from robustkd.attacks._base import Attack
+from robustkd.auditing.summary import EIGHT_BIT
 from robustkd.catalog import Shelf
 from robustkd.recipe.policy import Policy
 from robustkd.result import Level
 
-#: what an attack works on: the engine with gradients of the twin, the source alone, or the engine's outputs alone
-Against = Literal["surrogate", "source", "engine"]
+#: what an attack works on: the engine with gradients of the twin, the source alone, the engine's outputs alone, or
+#: the images that the other attacks found
+Against = Literal["surrogate", "source", "engine", "pool"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One attack of an audit under the name it has in the result."""
+    """One attack of an audit under the name it has in the result; none where the images of the others are rounded."""
 
     name: str
     level: Level
     against: Against
-    attack: Attack
+    attack: Attack | None
+
+    @property
+    def grid(self) -> bool:
+        """Whether all its images are 8-bit images."""
+        return self.attack is None or self.attack.grid
 
 
 def plan(policy: Policy, *, twin: bool, source: bool) -> list[Step]:
-    """The steps in order: baseline, surrogate, replay, black box. Without a twin only what needs no gradient.
+    """The steps in order: baseline, surrogate, replay, black box, 8 bit. Without a twin only what needs no gradient.
 
     Args:
         policy: what is asked for.
@@ -46,6 +53,10 @@ def plan(policy: Policy, *, twin: bool, source: bool) -> list[Step]:
         steps += [_step(name, "replay", "source", **knobs) for name, knobs in _auto(policy, fab=True)]
     if policy.square_queries:
         steps.append(_step("square", "blackbox", "engine", queries=policy.square_queries))
+    if policy.uint8 != "none":
+        steps.append(Step(EIGHT_BIT[0], "blackbox", "pool", None))
+    if policy.uint8 == "native" and twin and policy.apgd_steps:
+        steps.append(_step(EIGHT_BIT[1], "surrogate", "surrogate", steps=policy.apgd_steps, restarts=policy.restarts))
     return steps
 
 

@@ -12,16 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustkd.attacks._base import Model
-from robustkd.auditing.ledger import Flags, Ledger, Track
+from robustkd.attacks._base import Attack, Model
+from robustkd.attacks._grid import on_grid
+from robustkd.auditing.ledger import Flags, Ledger
 from robustkd.auditing.plan import Step, seed_of
 from robustkd.auditing.shards import ALL, Shard
-from robustkd.auditing.sides import Judged, Side
-from robustkd.auditing.store import Store
+from robustkd.auditing.sides import NO_NUMBER, Judged, Side
+from robustkd.auditing.store import Store, piece_name
+from robustkd.auditing.summary import yielded
 from robustkd.engines._base import Images
 from robustkd.errors import ArtifactError
 from robustkd.result import AttackResult
-from robustkd.stats import wilson
 from robustkd.threat import ThreatModel
 
 
@@ -72,12 +73,15 @@ class Job:
 def _queue(job: Job, step: Step, steps: list[Step]) -> Flags:
     """The images a step is tried on: those it can still tell something about.
 
-    Baseline: all that are right when clean, on either side. Surrogate: those no surrogate attack has broken (noise
-    does not count, or noise could never be seen to be stronger). Replay: those right on the source that are still
-    robust on either side. Black box: those still robust on the engine.
+    Baseline, and rounding to 8 bit: all that are right when clean, on either side. Surrogate: those no surrogate attack
+    has broken (noise does not count, or noise could never be seen to be stronger). Replay: those right on the source
+    that are still robust on either side. Black box: those still robust on the engine. 8-bit attacks: those that no
+    8-bit image has broken.
     """
     engine, source = job.ledger.engine, job.ledger.source
-    if step.level == "baseline":
+    if step.attack is not None and step.grid:
+        return engine.clean.robust & ~engine.broken(s.name for s in steps if s.grid and s.name in engine.attacks)
+    if step.level == "baseline" or step.against == "pool":
         return engine.clean.robust | source.clean.robust if source else engine.clean.robust
     if step.level == "surrogate":
         before = [s.name for s in steps if s.level == "surrogate" and s.name in engine.attacks]
@@ -103,7 +107,13 @@ def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str
         name = piece_name(step.name, number)
         piece = job.store.get(name)
         if piece is None:
-            piece = _chunk(job, step, index, seed_of(job.seed, step.name, number))
+            begun = time.perf_counter()
+            found = (
+                _chunk(job, step, step.attack, index, seed_of(job.seed, step.name, number))
+                if step.attack
+                else _round(job, steps, number, index)
+            )
+            piece = {**found, "seconds": np.asarray(time.perf_counter() - begun)}
             job.store.put(name, piece)
         elif not np.array_equal(piece["index"], index):
             raise ArtifactError(f"piece {name} of the interrupted audit holds other images", fix="start the audit anew")
@@ -115,12 +125,7 @@ def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str
         job.tell(Event("attack", step.name, done, total, robust))
     for side, track in (("engine", job.ledger.engine), ("source", job.ledger.source)):
         if track is not None:
-            report[side][step.name] = _yield(step, track, calls[side], seconds)
-
-
-def piece_name(step: str, number: int) -> str:
-    """The name in the store of one chunk of one step."""
-    return f"{step.replace(':', '-')}-{number:05d}"
+            report[side][step.name] = yielded(track, step.name, step.level, calls[side], seconds)
 
 
 def pieces(job: Job, steps: list[Step]) -> Iterator[tuple[Step, dict[str, NDArray[Any]]]]:
@@ -132,11 +137,10 @@ def pieces(job: Job, steps: list[Step]) -> Iterator[tuple[Step, dict[str, NDArra
                 yield step, piece
 
 
-def _chunk(job: Job, step: Step, index: NDArray[np.int64], seed: int) -> dict[str, NDArray[Any]]:
+def _chunk(job: Job, step: Step, attack: Attack, index: NDArray[np.int64], seed: int) -> dict[str, NDArray[Any]]:
     """Attack and judge one chunk: every image is judged on both sides (the common pool)."""
-    begun = time.perf_counter()
     x, y = job.tensors(index)
-    found = step.attack.perturb(job.models[step.against], x, y, job.threat, seed=seed)
+    found = attack.perturb(job.models[step.against], x, y, job.threat, seed=seed)
     x_adv = found.x_adv.cpu().numpy()
     calls = {"engine": len(index), "source": len(index) if job.source else 0}
     calls["source" if step.against == "source" else "engine"] += found.forwards
@@ -145,20 +149,55 @@ def _chunk(job: Job, step: Step, index: NDArray[np.int64], seed: int) -> dict[st
     if job.source is not None:
         pool = x_adv
         if step.level == "baseline":  # the same draws, the worst of them as the source sees it
-            drawn = step.attack.perturb(job.models["source"], x, y, job.threat, seed=seed)
+            drawn = attack.perturb(job.models["source"], x, y, job.threat, seed=seed)
             pool, calls["source"] = drawn.x_adv.cpu().numpy(), calls["source"] + drawn.forwards
         on_source = job.source.judge(pool, job.y[index])
+    return _piece(index, x_adv, on_engine, on_source, calls)
+
+
+def _round(job: Job, steps: list[Step], number: int, index: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Round every image that the steps before found in a chunk to 8 bit, and judge it: the worst for each side."""
+    x, _ = job.tensors(index)
+    candidates = [(np.arange(len(index)), x)]
+    for step in steps:
+        piece = None if step.grid else job.store.get(piece_name(step.name, number))
+        if piece is not None:
+            rows = np.flatnonzero(np.isin(index, piece["index"]))
+            own = np.searchsorted(piece["index"], index[rows])
+            candidates.append((rows, torch.from_numpy(piece["x_adv"][own]).to(job.device)))
+    worst = {"engine": _nothing(len(index)), "source": _nothing(len(index))}
+    x_adv, calls = job.x[index].copy(), {"engine": 0, "source": 0}
+    for rows, images in candidates:
+        rounded = on_grid(images, x[torch.from_numpy(rows).to(job.device)], job.threat).cpu().numpy()
+        for name, side in (("engine", job.engine), ("source", job.source)):
+            if side is None:
+                continue
+            judged, calls[name] = side.judge(rounded, job.y[index[rows]]), calls[name] + len(rows)
+            lower = judged.margin < worst[name].margin[rows]
+            worst[name].margin[rows[lower]] = judged.margin[lower]
+            worst[name].prediction[rows[lower]] = judged.prediction[lower]
+            if name == "engine":
+                x_adv[rows[lower]] = rounded[lower]
+    return _piece(index, x_adv, worst["engine"], worst["source"] if job.source else None, calls)
+
+
+def _nothing(n: int) -> Judged:
+    return Judged(np.full(n, NO_NUMBER, np.int64), np.full(n, np.inf))
+
+
+def _piece(
+    index: NDArray[np.int64], x_adv: Images, engine: Judged, source: Judged | None, calls: dict[str, int]
+) -> dict[str, NDArray[Any]]:
     piece: dict[str, NDArray[Any]] = {
         "index": index,
         "x_adv": x_adv.astype(np.float32),
-        "engine_prediction": on_engine.prediction,
-        "engine_margin": on_engine.margin,
+        "engine_prediction": engine.prediction,
+        "engine_margin": engine.margin,
         "calls_engine": np.asarray(calls["engine"]),
         "calls_source": np.asarray(calls["source"]),
-        "seconds": np.asarray(time.perf_counter() - begun),
     }
-    if on_source is not None:
-        piece |= {"source_prediction": on_source.prediction, "source_margin": on_source.margin}
+    if source is not None:
+        piece |= {"source_prediction": source.prediction, "source_margin": source.margin}
     return piece
 
 
@@ -166,20 +205,3 @@ def _enter(job: Job, step: Step, piece: dict[str, NDArray[Any]]) -> None:
     engine = Judged(piece["engine_prediction"], piece["engine_margin"])
     source = Judged(piece["source_prediction"], piece["source_margin"]) if "source_margin" in piece else None
     job.ledger.add(step.name, piece["index"], piece["x_adv"], engine, source)
-
-
-def _yield(step: Step, track: Track, calls: int, seconds: float) -> AttackResult:
-    n, left = len(track.clean.margin), int(track.robust().sum())
-    low, high = wilson(left, n)
-    queue = track.tried(step.name)
-    broken = int((queue & track.clean.robust & ~track.attacks[step.name].robust).sum())
-    return AttackResult(
-        level=step.level,
-        robust_accuracy=left / n,
-        low=low,
-        high=high,
-        forward_calls=calls,
-        seconds=seconds,
-        images=int(queue.sum()),
-        broken=broken,
-    )

@@ -8,6 +8,9 @@ from robustkd.result import AttackResult, Interval, Level
 from robustkd.result import Side as SideResult
 from robustkd.stats import wilson
 
+#: the attacks whose images are 8-bit images: the images of all others, rounded, and the native one
+EIGHT_BIT = ("uint8-post", "apgd-grid")
+
 
 def counts_of(ledger: Ledger, *, white_box: bool, why: str = BLIND) -> Counts:
     """What the verdict reads; `white_box` says whether an attack with gradients ran, `why` what it means if none did."""
@@ -46,7 +49,15 @@ def yielded(track: Track, name: str, level: Level, calls: int, seconds: float) -
 
 def side_of(track: Track, attacks: dict[str, AttackResult]) -> SideResult:
     """One side of the result with Wilson intervals."""
-    return SideResult(clean_accuracy=_interval(track.clean.robust), robust_accuracy=_interval(track.robust()), attacks=attacks)
+    clean = track.clean.robust
+    fine, grid = ([name for name in track.attacks if (name in EIGHT_BIT) is kind] for kind in (False, True))
+    return SideResult(
+        clean_accuracy=_interval(clean),
+        robust_accuracy=_interval(track.robust()),
+        robust_accuracy_float=_interval(clean & ~track.broken(fine)),
+        robust_accuracy_uint8=_interval(clean & ~track.broken(grid)) if grid else None,
+        attacks=attacks,
+    )
 
 
 def _interval(flags: Flags) -> Interval:

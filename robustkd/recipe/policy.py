@@ -20,6 +20,9 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     targets: int = Field(9, ge=0, description="targets of APGD-T, capped at classes - 1; 0 leaves it out")
     fab: bool = Field(False, description="run FAB-T on the source and replay it, as the standard AutoAttack does")
     square_queries: int = Field(1000, ge=0, description="queries of Square on the engine; 0 leaves it out")
+    uint8: Literal["none", "post", "native"] = Field(
+        "post", description="also judge 8-bit images: those of the other attacks rounded, or native attacks on the grid too"
+    )
     ladder_images: int = Field(32, ge=0, description="images of S6, PGD at 1/4 to 4 eps; 0 leaves it out")
     effort_images: int = Field(0, ge=0, description="images of S8, APGD with more steps and restarts; 0 leaves it out")
     effort_steps: int = Field(100, ge=1, description="steps of S8, held against a fifth and five times as many")

@@ -22,8 +22,8 @@ SMALL = {
     "apgd-t": {"steps": 8, "targets": 9},
     "fab-t": {"steps": 8},
     "square": {"queries": 40},
+    "apgd-grid": {"steps": 12},
 }
-WHITE = ["pgd", "apgd-ce", "apgd-t", "fab-t"]
 THREATS = [ThreatModel(eps=8 / 255), ThreatModel(eps=0.05), ThreatModel(norm="l2", eps=0.5)]
 
 
@@ -149,7 +149,7 @@ def on_grid(x):
 INSIDE = [name for name in SMALL if name != "fab-t"]
 
 
-@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("name", [name for name in INSIDE if name != "apgd-grid"])  # which never leaves the grid
 def test_nan_answers_are_found_even_for_class_zero(name, data, net):
     """Argmax of a NaN row is 0, so the original counts it as robust for class 0."""
 

@@ -66,7 +66,7 @@ def test_s9_s10_s11_count_what_gradients_could_not_break(attack, position, count
 
 def test_without_gradients_there_is_nothing_to_compare():
     steps = plan(Policy(), twin=False, source=False)
-    assert [s.name for s in steps] == ["noise", "square"]
+    assert [s.name for s in steps] == ["noise", "square", "uint8-post"]
     checks = evidence.witnesses(ledger_with({"noise": np.ones(N), "square": np.ones(N)}), steps)
     assert {c.status for c in checks} == {"skipped"}
 
@@ -193,10 +193,12 @@ def test_policies_say_what_they_are():
     quick, standard, full = (read_policy(name) for name in ("quick", "standard", "full"))
     assert (standard.apgd_steps, standard.targets, standard.fab, standard.square_queries) == (100, 9, True, 5000)
     assert quick.apgd_steps < standard.apgd_steps < full.apgd_steps and full.restarts > 1
+    assert min(standard.ladder_images, standard.effort_images, standard.scale_images, standard.memory_images) == 64
+    last = ["square", "uint8-post", "apgd-grid"]
     names = [step.name for step in plan(standard, twin=True, source=True)]
-    assert names == ["noise", "pgd", "apgd-ce", "apgd-t", "replay:apgd-ce", "replay:apgd-t", "replay:fab-t", "square"]
+    assert names == ["noise", "pgd", "apgd-ce", "apgd-t", "replay:apgd-ce", "replay:apgd-t", "replay:fab-t", *last]
     alone = [step.name for step in plan(standard, twin=True, source=False)]
-    assert alone == ["noise", "pgd", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert alone == ["noise", "pgd", "apgd-ce", "apgd-t", "fab-t", *last]
 
 
 def test_seeds_differ_by_attack_and_chunk():

@@ -1,0 +1,51 @@
+"""APGD-CE on the 8-bit grid: every query is an 8-bit image, so that what is found survives a camera.
+
+Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
+ICML 2020; the authors' own code (PyPI: pyautoattack). Rounding the images of another attack afterwards loses what
+lies below one level: coarse engines then look several points stronger than they are.
+
+Departures: the model sees the nearest 8-bit image, and its gradient is passed straight through the rounding.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from robustkd.attacks._auto import QUIET, autoattack, common
+from robustkd.attacks._base import Attack
+from robustkd.attacks._grid import anchored, on_grid, rounding
+from robustkd.attacks._guard import Guard
+from robustkd.threat import ThreatModel
+
+
+class APGDGrid(Attack, frozen=True):
+    """Auto-PGD on 8-bit images."""
+
+    summary: ClassVar[str] = "Auto-PGD on the cross entropy over 8-bit images only"
+    needs: ClassVar[Literal["gradient", "logits", "labels"]] = "gradient"
+    grid: ClassVar[bool] = True
+    name: Literal["apgd-grid"] = "apgd-grid"
+    steps: int = Field(100, ge=1)
+    restarts: int = Field(1, ge=1)
+
+    def _search(self, model: Guard, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
+        anchor, inner = anchored(x, threat)
+        if inner.eps == 0:
+            return on_grid(x, x, threat)
+        attack = autoattack("autopgd_base").APGDAttack(
+            lambda z: model(rounding(z)),
+            n_iter=self.steps,
+            n_restarts=self.restarts,
+            loss="ce",
+            device=x.device,
+            logger=QUIET,
+            **common(inner, seed),
+        )
+        found: Tensor = attack.perturb(anchor, y)
+        return on_grid(found, x, threat)
+
+
+ENTRY = APGDGrid
