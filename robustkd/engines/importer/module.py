@@ -33,7 +33,7 @@ class OnnxModule(nn.Module):
 
     Attributes:
         input_shape: C, H, W.
-        batch: images at a time where the file fixes that, or None; any number may be given all the same.
+        batch: images at a time where the file fixes that and needs it, or None; any number may be given all the same.
         classes: K.
         opset: version of the operator set.
     """
@@ -53,6 +53,8 @@ class OnnxModule(nn.Module):
         if program.scores in constants:
             self._keep(program.scores, constants[program.scores], static=False)
         self.classes = self._try()
+        if self.batch and self._frees(self.batch):
+            self.batch = None
 
     def _keep(self, name: str, value: Tensor, *, static: bool) -> None:
         if static:
@@ -82,6 +84,21 @@ class OnnxModule(nn.Module):
                 fix="export a graph of one (N, classes) output",
             )
         return int(logits.shape[1])
+
+    @torch.no_grad()
+    def _frees(self, batch: int) -> bool:
+        """Whether a fixed batch is only written down: as many images at once give what they give one batch at a time."""
+        x = torch.rand(3 * batch, *self.input_shape, generator=torch.Generator().manual_seed(0))
+        apart = torch.cat([self._run(x[i : i + batch]) for i in range(0, len(x), batch)])
+        self._settings.batch = batch
+        try:
+            together = self._run(x)
+        except ArtifactError:
+            together = apart[:0]
+        if together.shape == apart.shape and torch.allclose(together, apart, rtol=1e-4, atol=1e-5, equal_nan=True):
+            return True
+        self._settings.batch = None
+        return False
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K), any N.

@@ -17,9 +17,15 @@ Rounding = Literal["masked", "pass-through", "exact"]
 
 @dataclass
 class Settings:
-    """What all nodes of a module share and a caller may change."""
+    """What all nodes of a module share.
+
+    Attributes:
+        rounding: how a gradient passes a rounding; may be changed.
+        batch: the fixed batch that a constant shape may have written down and that may be read as "any", or None.
+    """
 
     rounding: Rounding = "masked"
+    batch: int | None = None
 
 
 @dataclass(frozen=True)

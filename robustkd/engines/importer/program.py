@@ -74,6 +74,9 @@ def read_program(model: Any, settings: Settings, where: str) -> Program:
     nodes = tuple(_nodes(graph, opset, settings, constants, halves, where))
     if len(graph.output) != 1:
         raise _foreign(f"it has {len(graph.output)} outputs", where)
+    made = {graph.output[0].name} & {image, *constants, *(name for node in nodes for name in node.outputs)}
+    if not made:
+        raise _foreign(f"nothing in it makes its output {graph.output[0].name}", where)
     return Program(nodes, constants, frozenset(halves), image, shape, batch, graph.output[0].name, settings, opset)
 
 

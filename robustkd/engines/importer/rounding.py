@@ -62,8 +62,9 @@ def straight(x: Tensor, function: Callable[[Tensor], Tensor], rounding: Rounding
 def half(x: Tensor) -> Tensor:
     """X at the resolution of half precision, in its own type.
 
-    Half precision is computed as ONNX Runtime does on a CPU: each node in fp32, its result rounded to half. Torch's half
-    kernels on a CPU are many times slower and no closer, and a half gradient underflows where this one does not.
+    Half precision is computed in fp32, the result of each node rounded to half: what a device does, up to the order of its
+    sums. ONNX Runtime on a CPU rounds less often. Torch's half kernels are many times slower there and no closer, and a
+    gradient in half underflows where this one does not.
     """
     rounded: Tensor = _Straight.apply(x, lambda value: value.to(torch.float16).to(value.dtype), False)
     return rounded

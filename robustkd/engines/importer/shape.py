@@ -20,6 +20,8 @@ def _reshape(node: Node, x: Tensor, shape: Tensor) -> Tensor:
     wanted = numbers(shape) or []
     if not node.integer("allowzero", 0):
         wanted = [x.shape[i] if size == 0 else size for i, size in enumerate(wanted)]
+    if wanted and wanted[0] == node.settings.batch and math.prod(wanted) != x.numel():
+        wanted[0] = -1
     return x.reshape(wanted)
 
 
