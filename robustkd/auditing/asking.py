@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from robustkd.auditing.artifact import Subject, find_source, open_subject
+from robustkd.auditing.kit import check_place
 from robustkd.auditing.run import Order
 from robustkd.auditing.steps import Event
 from robustkd.auditing.store import partial_folder
@@ -39,6 +40,7 @@ class Ask:
     data_root: Path | None
     seed: int
     resume: bool
+    save_kit: Path | None
     say: Callable[[str], None]
 
     @contextmanager
@@ -91,6 +93,7 @@ def ask(
     norm: str | None = None,
     seed: int = 0,
     resume: bool = False,
+    save_kit: Path | None = None,
     output: Path | None = None,
     progress: Callable[[str], None] | None = None,
     **options: Any,
@@ -101,6 +104,8 @@ def ask(
         ArtifactError: the artifact is missing, damaged or foreign.
         ConfigError: the policy or a value is wrong, or a bare file came without eps.
     """
+    if save_kit is not None:
+        check_place(save_kit)
     subject = artifact if isinstance(artifact, Subject) else open_subject(Path(artifact))
     config = _config(subject.recipe, **options)
     return Ask(
@@ -114,6 +119,7 @@ def ask(
         data_root=data_root,
         seed=seed,
         resume=resume,
+        save_kit=save_kit,
         say=progress or (lambda line: None),
     )
 
@@ -164,6 +170,9 @@ def _images(
 def _finished(ask: Ask) -> AuditResult:
     """What a finished audit found, if resuming is asked for and it is the same audit."""
     folder = ask.folder
+    if ask.resume and ask.save_kit:
+        what = "this audit is finished, and keeps only the strongest image of each: too little for a kit"
+        raise ArtifactError(what, where=str(folder), fix="audit again with --save-kit and another --output")
     if not ask.resume:
         raise ArtifactError("a finished audit is here already", where=str(folder), fix="choose another --output, or delete it")
     try:

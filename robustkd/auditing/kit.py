@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +18,12 @@ from pydantic import BaseModel, Field, ValidationError
 
 from robustkd.auditing.facts import AuditArrays
 from robustkd.auditing.sides import Judged
-from robustkd.auditing.store import Arrays, piece_name
+from robustkd.auditing.store import UNREADABLE, Arrays, piece_name, read_npz
 from robustkd.bundle import ModelInfo, write_atomic
 from robustkd.engines._base import Images
 from robustkd.errors import ArtifactError
 from robustkd.result import AuditResult, Dataset, Level, Source
 from robustkd.threat import ThreatModel
-
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 class Made(BaseModel, frozen=True, extra="forbid"):
@@ -153,11 +149,10 @@ def read_kit(file: Path) -> Kit:
         ArtifactError: it is missing, damaged, or no kit.
     """
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            content = dict(archive)
+        content = read_npz(file)
     except FileNotFoundError as error:
         raise ArtifactError("there is no such kit", where=str(file), fix="name the file that --save-kit wrote") from error
-    except _DAMAGED as error:
+    except UNREADABLE as error:
         raise _damaged(file, "it cannot be read") from error
     try:
         text, digest = str(content.pop("told")), str(content.pop("digest"))

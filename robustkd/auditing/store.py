@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
+import tokenize
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +22,22 @@ from robustkd.bundle import write_atomic, write_json
 from robustkd.errors import ArtifactError
 
 Arrays = dict[str, NDArray[Any]]
+#: what NumPy and the zip reader raise for a damaged .npz: its headers are parsed as Python literals
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 IDENTITY = "identity.json"
 CLOCK = "clock"
 
@@ -30,6 +50,14 @@ def partial_folder(folder: Path) -> Path:
 def piece_name(attack: str, chunk: int) -> str:
     """The name of one chunk of one attack."""
     return f"{attack.replace(':', '-')}-{chunk:05d}"
+
+
+def read_npz(file: Path) -> Arrays:
+    """Every array of a file; nothing in it can run code. Damage is one of `UNREADABLE`."""
+    with warnings.catch_warnings(), file.open("rb") as stream:
+        warnings.simplefilter("ignore")  # of headers that look like Python 2's
+        with np.load(stream, allow_pickle=False) as arrays:
+            return dict(arrays)
 
 
 class Store:
@@ -86,9 +114,8 @@ class Store:
         if not file.is_file():
             return None
         try:
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            return read_npz(file)
+        except UNREADABLE as error:
             raise ArtifactError(
                 "a piece of the interrupted audit is damaged", where=str(file), fix="delete this file and resume again"
             ) from error

@@ -10,6 +10,7 @@ from typing import Any
 
 from robustkd.auditing.artifact import Subject
 from robustkd.auditing.asking import Ask, ask
+from robustkd.auditing.kit import save_kit as write_kit
 from robustkd.auditing.merge import begun, complete, finished, forget, missing, shard_folder, write_shard
 from robustkd.auditing.run import carry_out, carry_out_shard
 from robustkd.auditing.shards import Shard
@@ -37,6 +38,7 @@ def audit(
     seed: int = 0,
     resume: bool = False,
     merge: Sequence[Path] = (),
+    save_kit: Path | None = None,
     output: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[AuditResult, Path]:
@@ -58,6 +60,7 @@ def audit(
         seed: of the choice of images and of all attacks.
         resume: continue an interrupted audit; a finished one of the same kind is returned as it is.
         merge: finished shards of this audit (see `audit_shard`), which are all that is missing of it.
+        save_kit: a file to write for `audit_kit`: every image made, so that a device without torch can answer them.
         output: the audit's folder; left out, `audit` inside the bundle, `<stem>-audit` beside a bare file, or
             `teacher-NAME/audit` in the runs folder.
         progress: called with one line per finished chunk and per warning.
@@ -85,6 +88,7 @@ def audit(
         min_clean=min_clean,
         seed=seed,
         resume=resume,
+        save_kit=save_kit,
         output=output,
         progress=progress,
     )
@@ -143,6 +147,9 @@ def _whole(asked: Ask, merge: Sequence[Path]) -> AuditResult:
     shards = complete(finished([*merge, *own])) if merge or own else ()
     with asked.order(asked.folder, resume=asked.resume or bool(shards), shards=shards) as order:
         result, arrays = carry_out(order)
+    if asked.save_kit is not None:
+        told = asked.subject.bundle.manifest.model if asked.subject.bundle else None
+        asked.say(f"kit {asked.save_kit}: {write_kit(asked.save_kit, result, arrays, told)}")
     write_audit(result, arrays, asked.folder, asked.subject.bundle)
     forget(asked.folder)
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import typer
 
@@ -11,6 +11,21 @@ from robustkd.cli._print import console, emit
 
 if TYPE_CHECKING:
     from robustkd.result import AuditResult, Interval, Side
+
+
+class Trust(NamedTuple):
+    """What may run code when it is loaded."""
+
+    engine: bool
+    pickle: bool
+
+
+class Told(NamedTuple):
+    """In which forms the result is told."""
+
+    json: bool
+    junit: Path | None
+    summary: Path | None
 
 
 def show(result: AuditResult, folder: Path) -> None:

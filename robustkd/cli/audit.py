@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from robustkd.cli._audit_view import show, show_shard
-from robustkd.cli._print import Json, emit, say
+from robustkd.cli._audit_view import Told, Trust, show
+from robustkd.cli._print import Json, emit
 from robustkd.cli.distill import TrustPickle
-
-if TYPE_CHECKING:
-    from robustkd.auditing.artifact import Subject
 
 
 def audit(
-    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="A bundle folder, a bare .onnx file, or teacher:NAME.")],
+    artifact: Annotated[
+        str, typer.Argument(metavar="ARTIFACT", help="A bundle folder, a bare .onnx or .engine file, or teacher:NAME.")
+    ],
     source: Annotated[
         Path | None, typer.Option("--source", help="Checkpoint to hold it against; left out, the bundle's parent.")
     ] = None,
@@ -42,12 +41,25 @@ def audit(
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Attack one of N slices; the last to finish merges.")
     ] = None,
+    save_kit: Annotated[
+        Path | None, typer.Option("--save-kit", metavar="FILE.npz", help="Also write a kit for an audit on a device.")
+    ] = None,
+    kit: Annotated[
+        Path | None, typer.Option("--kit", metavar="FILE.npz", help="Audit with a kit: needs the runtime and no torch.")
+    ] = None,
     merge: Annotated[
         list[Path] | None, typer.Option("--merge", metavar="DIR", help="Finished shards from elsewhere; may be repeated.")
     ] = None,
     trust_pickle: TrustPickle = False,
+    trust_engine: Annotated[
+        bool, typer.Option("--trust-engine", help="Load a TensorRT engine that no manifest vouches for; it can hold code.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The audit's folder; left out, `audit` inside the bundle.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE.xml", help="Also write JUnit XML.")] = None,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", metavar="FILE.md", help="Append Markdown here; `github`: to the job's summary.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -55,38 +67,30 @@ def audit(
 
     Exit code: 0 pass, 10 fail, 11 inconclusive (as is a shard whose siblings are missing), 12 invalid (a check blocks).
     """
-    from robustkd import api
-    from robustkd.cli._downloads import Downloads
+    from robustkd.cli._audit_do import carry_out
     from robustkd.result import EXIT
 
-    subject: Subject | str = artifact
-    if artifact.startswith(api.TEACHER):
-        with Downloads() as told:
-            name = artifact.removeprefix(api.TEACHER)
-            subject = api.open_teacher(name, data, trust_pickle=trust_pickle, listen=told)
-    options: dict[str, Any] = {
-        "source": source,
-        "dataset": dataset,
-        "data_root": data,
-        "n": n,
-        "eps": eps,
-        "norm": norm,
-        "policy": policy,
-        "tolerance": tolerance,
-        "min_robust": min_robust,
-        "min_clean": min_clean,
-        "seed": seed,
-        "resume": resume,
-        "output": output,
-        "progress": say,
-    }
-    if shard:
-        result, folder, absent = api.audit_shard(subject, shard, **options)
-        if result is None:
-            show_shard(shard, folder, absent, json=json)
-            raise typer.Exit(EXIT["inconclusive"])
-    else:
-        result, folder = api.audit(subject, merge=merge or (), **options)
+    result, folder = carry_out(
+        artifact,
+        {
+            "source": source,
+            "dataset": dataset,
+            "data_root": data,
+            "n": n,
+            "eps": eps,
+            "norm": norm,
+            "policy": policy,
+            "seed": seed or None,
+            "resume": resume or None,
+            "save_kit": save_kit,
+            "merge": merge or None,
+            "shard": shard,
+        },
+        {"tolerance": tolerance, "min_robust": min_robust, "min_clean": min_clean, "output": output},
+        kit=kit,
+        trust=Trust(engine=trust_engine, pickle=trust_pickle),
+        told=Told(json=json, junit=junit, summary=summary),
+    )
     if json:
         emit(result.model_dump(mode="json", by_alias=True))
     else:
