@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -138,3 +140,10 @@ class AuditResult(BaseModel):
     checks: tuple[Check, ...]
     verdict: Verdict
     kit: KitUsed | None = Field(None, description="the audit was done with a kit")
+
+    def digests(self) -> dict[str, str]:
+        """What the audit is about, by digest: artifact, dataset, policy with its bounds, and source and kit if any."""
+        policy = hashlib.sha256(json.dumps(self.policy, sort_keys=True).encode()).hexdigest()
+        found = {"artifact": self.artifact.sha256, "dataset": self.dataset.sha256, "policy": f"sha256:{policy}"}
+        found |= {"source": self.source.sha256} if self.source else {}
+        return found | ({"kit": self.kit.sha256} if self.kit else {})

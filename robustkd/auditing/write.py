@@ -24,7 +24,7 @@ def write_audit(result: AuditResult, arrays: AuditArrays, folder: Path, parent: 
         RequirementError: pyarrow is missing.
     """
     fields: dict[str, Any] = {"threat": result.threat, "precision": result.artifact.precision}
-    fields["hardware"] = {"device": result.artifact.device}
+    fields |= {"hardware": {"device": result.artifact.device}, "audited": result.digests()}
     with create(folder, "audit", parent=parent, **fields) as (work, _):
         write_json(work / "result.json", result.model_dump(mode="json", by_alias=True))
         _parquet(work / "records.parquet", columns(arrays, result.threat.norm))

@@ -25,6 +25,7 @@ def verify(
 ) -> None:
     """Check the digests of a bundle and its chain of parents up to the first one."""
     chains = [_chain(path, parents or [], alone=alone) for path in _bundles(bundle)]
+    _prove(chains)
     if json:
         emit({"status": "ok", "bundles": chains})
         return
@@ -32,7 +33,19 @@ def verify(
         for depth, link in enumerate(chain):
             arrow = "from " if depth else ""
             typer.echo(f"{'  ' * depth}{arrow}{link['kind']} {link['path']}: {link['files']} file(s) match their digests")
+            for what, digest in link.get("audited", {}).items():
+                typer.echo(f"{'  ' * depth}  audited {what.replace('_', ' ')}: {digest}")
     typer.echo("digests match" if alone else "digests and chain of parents match")
+
+
+def _prove(chains: list[list[dict[str, Any]]]) -> None:
+    """Add to every audit what it is about, after comparing that with the bundles above it."""
+    from robustkd.bundle import Bundle
+    from robustkd.reporting.custody import prove
+
+    for chain in chains:
+        if chain[0]["kind"] == "audit":
+            chain[0]["audited"] = prove([Bundle.open(Path(link["path"]), check=False) for link in chain])
 
 
 def _bundles(path: Path) -> list[Path]:
