@@ -76,9 +76,10 @@ class Pair:
         teacher, plain_teacher = (ResNet18Config(width=size.teacher, stem_stride=2).build(channels=1, classes=10) for _ in "ab")
         plain_teacher.load_state_dict(teacher.state_dict())
         teachers = {role: freeze(teacher).to(memory_format=torch.channels_last) for role in recipe.method_class().roles}
-        self.loop = Loop(recipe, train=train, held=train, teachers=teachers, team=join("cpu"), folder=folder)
-        for net in (teacher, plain_teacher, self.loop.student):
+        for net in (teacher, plain_teacher):
             net.to(dtype)
+        self.loop = Loop(recipe, train=train, held=train, teachers=teachers, team=join("cpu"), folder=folder)
+        self.loop.student.to(dtype)
         self.case = f"{name}/resnet18-w{size.student:g}" + (f"/resnet18-w{size.teacher:g}" if teachers else "")
 
         knobs = recipe.train

@@ -158,6 +158,9 @@ class TrainConfig(Section, frozen=True):
     select_every: int = Field(1, ge=1, description="epochs between evaluations on the held-out images")
     save_every: int = Field(100, ge=1, description="steps between resumable states; one is also written per epoch")
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm")
+    speed: Literal["auto", "safe"] = Field(
+        "auto", description="auto: attacks and teachers run with batch norms folded; safe: bit for bit the plain loop"
+    )
     tensorboard: bool = True
     verify_teacher: bool = Field(True, description="measure a teacher after loading, where figures of it are known")
 

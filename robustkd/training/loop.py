@@ -23,6 +23,7 @@ from robustkd.methods._base import Batch, Clock, Method, Nets, Terms
 from robustkd.methods._memo import remembering
 from robustkd.models._base import check_takes
 from robustkd.models._files import portable
+from robustkd.models._fold import folded
 from robustkd.recipe.schema import Precision, Recipe
 from robustkd.signals import check
 from robustkd.training import checkpoint
@@ -74,6 +75,9 @@ class Loop:
         self.wrapped = self.student
         self.method: Method[Any, Any] = recipe.method_class()(recipe.method, classes=classes)
         self.teachers, self.held = teachers, held
+        self._fast = folded(self.student) if knobs.speed == "auto" else None
+        if knobs.speed == "auto":  # they are frozen: what is folded now stays right
+            self.teachers = {role: _quick(net) for role, net in teachers.items()}
         data = recipe.dataset
         self.batches = Batches(train, knobs, seed=recipe.seed, place=self.place, stream=data.stream, workers=data.workers)
         self.addons = Addons(
@@ -175,8 +179,11 @@ class Loop:
 
     def _attack(self, nets: Nets, x: Tensor, y: Tensor, clock: Clock) -> Tensor:
         inner, method = self.recipe.inner, self.method
+        mode = inner.batch_norm or method.attack_mode
+        if self._fast is not None and mode == "eval":
+            nets = replace(nets, student=self._fast.refreshed())
         rng = generator(self.recipe.seed, clock.epoch, clock.step, self.place.rank, ATTACK, device=self.place.device)
-        with attacking(self.student, inner.batch_norm or method.attack_mode), self._autocast(inner.precision):
+        with attacking(self.student, mode), self._autocast(inner.precision):
             return ascend(
                 method.inner(nets, x, y),
                 x,
@@ -232,7 +239,8 @@ class Loop:
         """Measure on the held-out images, and keep the student (or its average) if it is the best so far."""
         threat, seed, net = self.recipe.threat, self.recipe.seed, self.addons.outcome
         with self.team.agreed():
-            accuracy = evaluate(net, self.held, threat, seed=seed, device=self.place.device)
+            quick = self._fast.refreshed() if self._fast is not None and net is self.student else None
+            accuracy = evaluate(net, self.held, threat, seed=seed, device=self.place.device, quick=quick)
         self.progress.last = asdict(accuracy) | {"epoch": self.progress.epoch}
         score = accuracy.score(self.recipe.train.select)
         if score > self.progress.best_score or not self.best:
@@ -248,3 +256,9 @@ class Loop:
             if self.team.main:
                 file = self.folder / "state.safetensors"
                 checkpoint.save(file, self.student, self.optimizer, self.best, self.progress, self.addons.average)
+
+
+def _quick(net: nn.Module) -> nn.Module:
+    """A frozen network as fast as it can be had."""
+    fold = folded(net)
+    return net if fold is None else fold.refreshed().eval().requires_grad_(False)

@@ -114,6 +114,7 @@ def search(
     *,
     train: str = "fp32",
     inner: str | None = None,
+    speed: str = "auto",
 ) -> Tensor:
     """The gradient of the first step of the search, as the training loop sets it up."""
     sections: dict[str, Any] = {
@@ -122,7 +123,7 @@ def search(
         "teachers": [{"id": TEACHER}] if name != "pgd-at" else [],
         "method": name,
         "inner": {} if inner is None else {"precision": inner},
-        "train": {"precision": train, "device": "cpu", "tensorboard": False},
+        "train": {"precision": train, "device": "cpu", "tensorboard": False, "speed": speed},
     }
     recipe = Recipe.model_validate(sections)
     teachers = {role: teacher for role in recipe.method_class().roles}
@@ -163,8 +164,8 @@ def test_only_the_outer_problem_follows_the_training_precision(data, teacher, st
     seen: list[torch.dtype] = []
     hook = teacher.register_forward_hook(lambda module, args, logits: seen.append(logits.dtype))
     try:
-        search(*nets, train="bf16")
-        search(*nets, inner="bf16")
+        search(*nets, train="bf16", speed="safe")
+        search(*nets, inner="bf16", speed="safe")
     finally:
         hook.remove()
     assert seen == [torch.float32, torch.bfloat16, torch.bfloat16, torch.float32], "inner, outer; inner, outer"

@@ -1,0 +1,100 @@
+"""Batch normalisation folded into the convolution before it, while the network's own weights keep moving.
+
+In eval mode a batch norm is a scale and a shift of each channel: w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + s.
+An attack asks the same weights for gradients at many images; folded once, it need not pay for the batch norms each time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+
+class _Convolution(nn.Module):
+    """A convolution with the batch norm after it, as one."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self._of = (conv, norm)  # a tuple: they stay modules of the network, not of this one
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Fold the weights as they are now."""
+        conv, norm = self._of
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None  # `_foldable`
+        scale = (variance + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight
+        shift = -mean if conv.bias is None else conv.bias - mean
+        self.weight = conv.weight * scale[:, None, None, None]
+        self.bias = shift * scale if norm.bias is None else shift * scale + norm.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        answer: Tensor = self._of[0]._conv_forward(x, self.weight, self.bias)
+        return answer
+
+
+class Folded:
+    """The eval mode of a network, computed with folded weights."""
+
+    def __init__(self, net: nn.Module, graph: fx.GraphModule, parts: tuple[_Convolution, ...]) -> None:
+        self.net, self._graph, self._parts = net, graph, parts
+
+    def refreshed(self) -> nn.Module:
+        """The folded network with the weights and statistics that the network has now; gradients are the images' alone."""
+        for part in self._parts:
+            part.refresh()
+        return self._graph
+
+
+def folded(net: nn.Module) -> Folded | None:
+    """Fold what can be folded; None where the network cannot be traced, or has nothing to fold.
+
+    Args:
+        net: images (N, C, H, W) to logits (N, K); it is left as it is, and shares all other modules with the folded one.
+    """
+    before = [(module, module.training) for module in net.modules()]
+    try:
+        graph = fx.symbolic_trace(net.eval())
+    except Exception:  # tracing fails with whatever the network does to a proxy
+        return None
+    finally:
+        for module, training in before:
+            module.training = training
+    modules = dict(graph.named_modules())
+    parts: list[_Convolution] = []
+    for node in list(graph.graph.nodes):
+        if (conv := _foldable(node, modules)) is None:
+            continue
+        part = _Convolution(modules[conv.target], modules[node.target])
+        name = f"folded_{len(parts)}"
+        graph.add_submodule(name, part)
+        conv.target = name
+        node.replace_all_uses_with(conv)
+        graph.graph.erase_node(node)
+        parts.append(part)
+    if not parts:
+        return None
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return Folded(net, graph, tuple(parts))
+
+
+def _foldable(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
+    """The node of the convolution that a batch norm's node can be folded into: used once, by it, and called but once."""
+    if node.op != "call_module" or type(norm := modules[str(node.target)]) is not nn.BatchNorm2d:
+        return None
+    conv = node.args[0]
+    if not isinstance(conv, fx.Node) or conv.op != "call_module" or len(conv.users) != 1:
+        return None
+    calls = sum(other.target == conv.target for other in node.graph.nodes)
+    if type(modules[str(conv.target)]) is not nn.Conv2d or calls > 1 or norm.running_var is None:
+        return None
+    return conv
