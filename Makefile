@@ -10,14 +10,14 @@ FAST := not slow and not gpu and not trt
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-setup: $(STAMP)  ## make .venv with everything but TensorRT
+setup: $(STAMP)  ## make .venv with everything but classic TensorRT
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "robustkd needs Python 3.10 or newer; name one: make setup PYTHON=python3.11" >&2; exit 4; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "python3 cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 4; }
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,report,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,report,rtx,dev]'
 	@touch $@
 
 demo: setup  ## the whole chain on embedded images: distill, export, audit, report

@@ -38,6 +38,7 @@ _PACKAGES = (
     "pyautoattack",
     "numpy",
     "tensorrt",
+    "tensorrt-rtx-cu12",
 )
 
 

@@ -50,23 +50,34 @@ def reopen_checkpoint(path: str, shape: Shape) -> Engine:
     return open_subject(Path(path)).engine(shape)
 
 
-def open_subject(path: Path) -> Subject:
-    """Open a bundle folder (checkpoint or onnx) or a bare file; a bundle around the file is taken into account.
+def reopen_trusted(path: str, shape: Shape) -> Engine:
+    """The engine of a file that the user trusts, in a fresh process."""
+    from robustkd.engines._open import open_engine
+
+    return open_engine(Path(path), trust=True)
+
+
+def open_subject(path: Path, *, trust: bool = False) -> Subject:
+    """Open a bundle folder (checkpoint, onnx or engine) or a bare file; a bundle around the file is taken into account.
+
+    Args:
+        path: the folder or file.
+        trust: load a TensorRT engine that no manifest vouches for.
 
     Raises:
-        ArtifactError: it is missing, damaged, or nothing that can be audited.
-        RequirementError: a package is missing.
+        ArtifactError: it is missing, damaged, not vouched for, or nothing that can be audited.
+        RequirementError: a package, a GPU or a version is missing.
     """
     if not path.exists():
         raise ArtifactError("there is no such file or folder", where=str(path), fix="name a bundle or an .onnx file")
     bundle = _bundle_of(path)
     if bundle is not None and bundle.manifest.kind == "checkpoint":
         return _checkpoint(bundle)
-    if bundle is not None and bundle.manifest.kind != "onnx":
+    if bundle is not None and bundle.manifest.kind not in ("onnx", "engine"):
         raise ArtifactError(
             f"a bundle of kind {bundle.manifest.kind} cannot be audited",
             where=str(bundle.path),
-            fix="name a checkpoint or an onnx bundle",
+            fix="name a bundle of kind checkpoint, onnx or engine",
         )
     if bundle is None and path.suffix == ".safetensors":
         raise ArtifactError(
@@ -76,24 +87,50 @@ def open_subject(path: Path) -> Subject:
         )
     from robustkd.engines._open import open_engine
 
+    file = path if bundle is None else bundle.file(".engine" if bundle.manifest.kind == "engine" else ".onnx")
+    if path.suffix == ".onnx" and path.is_file():
+        file = path  # the graph inside an engine bundle can be audited too
+    engine = _genuine(open_engine(file, trust=trust), file)
     if bundle is None:
-        engine = open_engine(path)
-        return Subject(_facts(path), lambda shape: engine, path.parent / f"{path.stem}-audit", reopen=_again(path))
-    return _of_bundle(bundle, bundle.file(".onnx"), open_engine(bundle.file(".onnx")))
+        again = _again(path, trust=trust)
+        return Subject(_facts(path), lambda shape: engine, path.parent / f"{path.stem}-audit", reopen=again)
+    return _of_bundle(bundle, file, engine, trust=trust)
+
+
+def _genuine(engine: Engine, file: Path) -> Engine:
+    """The engine, unless it runs on the stand-in that tests use for TensorRT.
+
+    Raises:
+        ArtifactError: it does.
+    """
+    if engine.info.runtime.startswith("fake"):
+        raise ArtifactError(
+            f"{engine.info.runtime} is a stand-in for tests: no audit of it means anything",
+            where=str(file),
+            fix="audit the engine on a machine with its GPU",
+        )
+    return engine
 
 
 def _facts(file: Path) -> ArtifactFacts:
     return ArtifactFacts(str(file), sha256(file))
 
 
-def _of_bundle(bundle: Bundle, file: Path, engine: Engine, net: nn.Module | None = None) -> Subject:
+def _of_bundle(bundle: Bundle, file: Path, engine: Engine, net: nn.Module | None = None, *, trust: bool = False) -> Subject:
     told = bundle.manifest
-    again = _again(file) if net is None else Reopen("robustkd.auditing.artifact:reopen_checkpoint", str(bundle.path.resolve()))
-    return Subject(_facts(file), lambda shape: engine, bundle.path / "audit", bundle, net, told.recipe, told.threat, again)
+    again = (
+        _again(file, trust=trust)
+        if net is None
+        else Reopen("robustkd.auditing.artifact:reopen_checkpoint", str(bundle.path.resolve()))
+    )
+    twin = told.kind == "engine" and file.suffix == ".onnx"
+    home = bundle.path / ("audit-onnx" if twin else "audit")
+    return Subject(_facts(file), lambda shape: engine, home, bundle, net, told.recipe, told.threat, again)
 
 
-def _again(file: Path) -> Reopen:
-    return Reopen("robustkd.auditing.fresh:open_file", str(file.resolve()))
+def _again(file: Path, *, trust: bool = False) -> Reopen:
+    entry = "robustkd.auditing.artifact:reopen_trusted" if trust else "robustkd.auditing.fresh:open_file"
+    return Reopen(entry, str(file.resolve()))
 
 
 def _bundle_of(path: Path) -> Bundle | None:
@@ -119,7 +156,7 @@ def _checkpoint(bundle: Bundle) -> Subject:
 
 
 def find_source(subject: Subject, given: Path | None, say: Callable[[str], None]) -> SourceModel | None:
-    """The checkpoint given, or the parent of an onnx bundle where it lies beside it with the right digest.
+    """The checkpoint given, or the one a bundle comes from where it lies beside it with the right digest.
 
     Raises:
         ArtifactError: the checkpoint given is none.
@@ -140,14 +177,23 @@ def find_source(subject: Subject, given: Path | None, say: Callable[[str], None]
 
 
 def _parent(subject: Subject, say: Callable[[str], None]) -> Bundle | None:
-    if subject.bundle is None or subject.bundle.manifest.kind != "onnx":
+    if subject.bundle is None or subject.bundle.manifest.kind not in ("onnx", "engine"):
         return None
     place = subject.bundle.path.resolve().parent / "checkpoint"
     if not (place / MANIFEST).is_file():
         say(f"the checkpoint this was exported from is not at {place}: no white-box attack can run; give --source")
         return None
     bundle = Bundle.open(place, kind="checkpoint")
-    if bundle.digest != subject.bundle.manifest.parent:
+    if bundle.digest not in _ancestors(subject.bundle):
         say(f"{place} is not the checkpoint this was exported from: no white-box attack can run; give --source")
         return None
     return bundle
+
+
+def _ancestors(bundle: Bundle) -> set[str | None]:
+    """The parent's digest, and the parent's own: an engine may be built from an onnx bundle that lies beside it."""
+    found = {bundle.manifest.parent}
+    for file in bundle.path.resolve().parent.glob(f"*/{MANIFEST}"):
+        if sha256(file) == bundle.manifest.parent:
+            found.add(Bundle.open(file.parent, check=False).manifest.parent)
+    return found

@@ -48,6 +48,7 @@ EXTRAS = (
     ),
     Extra("hub", ("huggingface_hub",), "fetch teachers from the Hugging Face Hub"),
     Extra("timm", ("timm",), "take clean teachers from timm"),
+    Extra("rtx", ("tensorrt_rtx",), "build TensorRT-RTX engines, with or without a GPU, and run them on GeForce and RTX GPUs"),
     Extra("report", ("jinja2", "matplotlib"), "write report.html"),
     Extra(
         "dev",

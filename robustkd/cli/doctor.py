@@ -30,8 +30,9 @@ def doctor(json: Json = False) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Everything doctor knows: `versions`, `hardware`, `gpus`, `extras`, `data`, `runs`, `problems`."""
+    """Everything doctor knows: `versions`, `hardware`, `gpus`, `tensorrt`, `extras`, `data`, `runs`, `problems`."""
     from robustkd.bundle import hardware, versions
+    from robustkd.exporting.trt.machine import tensorrt_facts, this_machine
 
     found = versions()
     machine = hardware() | {"usable_cores": usable_cores(), "load": round(os.getloadavg()[0], 2)}
@@ -45,6 +46,7 @@ def examine() -> dict[str, Any]:
         "versions": found,
         "hardware": machine,
         "gpus": gpus,
+        "tensorrt": tensorrt_facts(this_machine()),
         "extras": extras,
         "data": data,
         "runs": runs,
@@ -138,11 +140,26 @@ def _rows(findings: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [*findings["versions"].items()]
     rows.append(("cpu", f"{machine['cpu']}, {machine['usable_cores']} usable core(s), load {machine['load']}"))
     rows += [("gpu", ", ".join(gpu.values())) for gpu in findings["gpus"]] or [("gpu", "none that nvidia-smi knows")]
+    rows += _tensorrt(findings["tensorrt"])
     for name, extra in findings["extras"].items():
         missing = extra["missing"]
         rows.append((f"[{name}]", f"installed: can {extra['enables']}" if not missing else _want(extra)))
     rows.append(("data", f"{data['path']} ({'exists' if data['exists'] else 'does not exist'}, {data['set_by']})"))
     rows.append(("runs", f"{runs['path']} ({'can' if runs['writable'] else 'cannot'} be written)"))
+    return rows
+
+
+def _tensorrt(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The driver, and each GPU beside each TensorRT that is installed."""
+    driver = found["driver"]
+    rows = [("driver", f"for CUDA {driver['cuda']}" if driver["cuda"] else driver["reason"])]
+    if not found["installed"]:
+        return [*rows, ("tensorrt", "neither TensorRT nor TensorRT-RTX is installed")]
+    for title, version in found["installed"].items():
+        pairs = [pair for pair in found["support"] if pair["library"] == title]
+        able = [f"{p['gpu']} ({p['capability']}): {p['why_not'] or 'builds and runs'}" for p in pairs]
+        alone = "builds engines here, runs none" if title.endswith("RTX") else "needs a GPU, also to build"
+        rows.append((title.lower(), f"{version}; {'; '.join(able) or alone}"))
     return rows
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robustkd.cli._print import Json, columns, emit
 from robustkd.errors import ArtifactError
 
+if TYPE_CHECKING:
+    from robustkd.bundle import Manifest
+
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .onnx or .safetensors file, or a bundle folder.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .onnx, .engine or .safetensors file, or a bundle folder.")],
     json: Json = False,
 ) -> None:
     """Say what a file or bundle is: kind, digest, inputs and outputs, parameters, metadata."""
@@ -35,13 +38,17 @@ def examine(path: Path) -> dict[str, Any]:
         return _bundle(path)
     if not path.is_file():
         raise ArtifactError("there is no such file", where=str(path), fix="check the path")
+    from robustkd.engines._plan import SUFFIXES, read_header
+
+    if read_header(path) is not None or path.suffix.lower() in SUFFIXES:
+        return {"path": str(path), "kind": "engine", "sha256": sha256(path), "bytes": path.stat().st_size} | _plan(path)
     readers = {".onnx": _onnx, ".safetensors": _safetensors}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ArtifactError(
             f"{path.suffix or 'a file without suffix'} is no kind of file that inspect knows",
             where=str(path),
-            fix="name a bundle folder, or a file that ends with " + " or ".join(readers),
+            fix="name a bundle folder, or a file that ends with " + " or ".join((*readers, ".engine")),
         )
     common = {"path": str(path), "kind": path.suffix.lower()[1:], "sha256": sha256(path), "bytes": path.stat().st_size}
     return common | reader(path)
@@ -53,6 +60,40 @@ def _bundle(path: Path) -> dict[str, Any]:
     bundle = Bundle.open(path)
     manifest = bundle.manifest.model_dump(mode="json", by_alias=True)
     return {"path": str(path), "sha256": bundle.digest} | manifest
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    """What is known of a TensorRT plan, by who says it; nothing is loaded, so it can be done on any machine."""
+    from robustkd.engines._plan import read_header
+    from robustkd.engines._tensorrt import FAMILIES
+    from robustkd.engines._vouched import vouched
+
+    header, known = read_header(path), vouched(path)
+    if header is None and known.bundle is None:
+        raise ArtifactError(
+            "not a plan of TensorRT or TensorRT-RTX: it begins with neither's tag",
+            where=str(path),
+            fix="copy it again, or export it again on the device",
+        )
+    told: dict[str, Any] = {"vouched_for": known.bundle is not None}
+    if header is not None:
+        hints = {"runtime": FAMILIES[header.kind].title, "version": header.version, "gpus": ", ".join(header.targets)}
+        told["from header"] = {key: value for key, value in hints.items() if value}
+    if known.bundle is not None:
+        told["from manifest"] = {"precision": known.precision, **_provenance(known.bundle.manifest), **known.facts}
+    return told
+
+
+def _provenance(manifest: Manifest) -> dict[str, Any]:
+    model, threat = manifest.model, manifest.threat
+    return {
+        "inputs": f"float [N, {', '.join(map(str, model.input_shape))}] in {list(model.input_range)}" if model else "unknown",
+        "architecture": model.architecture if model else "unknown",
+        "classes": len(model.classes) if model else "unknown",
+        "threat": threat.model_dump(mode="json") if threat else "unknown",
+        "parent": manifest.parent,
+        "created": manifest.created,
+    }
 
 
 def _onnx(path: Path) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from robustkd.engines._driver import Driver, probe
 from robustkd.engines._plan import PlanKind
-from robustkd.engines._tensorrt import FAMILIES, installed
+from robustkd.engines._tensorrt import FAMILIES, check_version, installed, installed_version, numbers
 from robustkd.errors import RequirementError
 from robustkd.recipe.target import Target
 
@@ -41,7 +41,9 @@ def this_machine(look: Callable[[], Driver] = probe) -> Machine:
     return Machine(look(), installed("trt"), installed("rtx"))
 
 
-def choose(asked: PlanKind, machine: Machine, *, precision: str = "", place: str = "BUNDLE") -> PlanKind:
+def choose(
+    asked: PlanKind, machine: Machine, *, precision: str = "", place: str = "BUNDLE", gpus: Iterable[str] = ()
+) -> PlanKind:
     """The kind to build: `rtx` is itself, `trt` is the TensorRT of this machine.
 
     Raises:
@@ -52,6 +54,10 @@ def choose(asked: PlanKind, machine: Machine, *, precision: str = "", place: str
             raise RequirementError("TensorRT-RTX is not installed here", where="--rtx", fix=FAMILIES["rtx"].install)
         return "rtx"
     if machine.classic and machine.driver.gpus:
+        if wrong := _other_gpu(gpus, machine):
+            raise RequirementError(
+                f"the target cannot be built here: {wrong}", where="gpus", fix=device_command(place, precision)
+            )
         return "trt"
     if machine.rtx and machine.capability in RTX_GPUS:
         return "rtx"
@@ -78,6 +84,37 @@ def ability(target: Target, machine: Machine) -> Ability:
         return Ability(why or _other_gpu(target.gpus, machine), why or _other_gpu(target.gpus, machine))
     missing = "" if machine.rtx else f"TensorRT-RTX is not installed: {FAMILIES['rtx'].install}"
     return Ability(missing or no_torch, missing or _cannot_run_rtx(target.engine.capabilities, machine))
+
+
+def tensorrt_facts(machine: Machine) -> dict[str, Any]:
+    """For `robustkd doctor`: the driver, which TensorRT is installed, and what each can do with each GPU."""
+    kinds: tuple[PlanKind, ...] = ("trt", "rtx")
+    found = {kind: installed_version(kind) or "of unknown version" for kind in kinds if installed(kind)}
+    return {
+        "driver": {"cuda": machine.driver.cuda, "reason": machine.driver.reason},
+        "gpus": [gpu._asdict() for gpu in machine.driver.gpus],
+        "installed": {FAMILIES[kind].title: version for kind, version in found.items()},
+        "support": [
+            {"gpu": gpu.name, "capability": gpu.capability, "library": FAMILIES[kind].title, "why_not": why}
+            for gpu in machine.driver.gpus
+            for kind, version in found.items()
+            for why in (unsupported(kind, version, gpu.capability),)
+        ],
+    }
+
+
+def unsupported(kind: PlanKind, version: str, capability: str) -> str:
+    """Why a TensorRT of this version does not serve a GPU, as NVIDIA's support matrices have it; empty where it does."""
+    title = FAMILIES[kind].title
+    try:
+        check_version(kind, version)
+    except RequirementError as error:
+        return f"{error.what}; {error.fix}" if numbers(version) else ""
+    if kind == "rtx":
+        return "" if capability in RTX_GPUS else f"{title} has no {capability}; use TensorRT"
+    if capability == "sm87" and numbers(version)[:2] >= (11, 2):
+        return f"{title} 11.2 to 11.4 do not support JetPack; use the one that JetPack brings"
+    return ""
 
 
 def _no_classic(machine: Machine) -> str:
