@@ -68,4 +68,6 @@ class Downloads:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+    from rich.filesize import decimal
+
+    return decimal(count)

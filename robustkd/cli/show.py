@@ -45,11 +45,9 @@ def _target(name: str, _: list[str]) -> str:
 
 
 def _teacher(name: str, _: list[str]) -> str:
-    import yaml
+    from robustkd.cli._teachers import teacher_text
 
-    from robustkd.cli._stock import card
-
-    return str(yaml.safe_dump(card(name), sort_keys=False, allow_unicode=True)).rstrip()
+    return teacher_text(name)
 
 
 def _method(name: str, _: list[str]) -> str:

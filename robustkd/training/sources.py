@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,6 +20,7 @@ from robustkd.bundle import MANIFEST, sha256, write_json
 from robustkd.errors import ArtifactError, ConfigError, RequirementError
 from robustkd.models._files import start_of
 from robustkd.training.fetch import fetch
+from robustkd.training.places import folders
 
 Listen = Callable[[dict[str, Any]], None]
 WEIGHTS = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
@@ -29,17 +30,6 @@ _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(
 def remote(source: str) -> bool:
     """Whether the weights are elsewhere: `hf:ORG/REPO[@REVISION][/FILE]`, or a http(s) address."""
     return source.startswith(("hf:", "http://", "https://"))
-
-
-def folders(root: Path | None) -> Iterator[Path]:
-    """Where weights are looked for, and in the first of which fetched ones are put.
-
-    Args:
-        root: the data root; left out, ROBUSTKD_DATA, then ./data.
-    """
-    if given := os.environ.get("ROBUSTKD_TEACHERS"):
-        yield Path(given).expanduser()
-    yield (root or Path(os.environ.get("ROBUSTKD_DATA", "data"))).expanduser() / "teachers"
 
 
 def bring(source: str, root: Path | None, *, digest: str | None = None, listen: Listen = lambda event: None) -> Path:

@@ -24,8 +24,9 @@ from robustkd.models._foreign import read_foreign
 from robustkd.recipe.reading import Key, read_yaml, validate
 from robustkd.recipe.schema import AnyModel, Figures, Recipe, TeacherConfig, VerifyConfig
 from robustkd.threat import ThreatModel
+from robustkd.training.places import folders, here
 from robustkd.training.published import build_published, published
-from robustkd.training.sources import Listen, bring, digest_of, folders, locate, remember, remote
+from robustkd.training.sources import Listen, bring, digest_of, locate, remember, remote
 
 FOLDER = Path(__file__).parent.parent / "teachers"
 Shape = tuple[int, int, int]
@@ -283,18 +284,13 @@ def weights_of(card: Card, root: Path | None = None, *, listen: Listen = UNHEARD
     Raises:
         ArtifactError: it is nowhere to be found; the message says where it should lie and where it comes from.
     """
-    if (shipped := FOLDER / card.file).is_file():
-        return shipped
-    searched = list(folders(root))
-    for folder in searched:
-        for file in (folder / card.file, (folder / card.file).with_suffix(".safetensors")):
-            if file.is_file():
-                return file
+    if (file := here(card.file, root, shipped=FOLDER)) is not None:
+        return file
     if card.source is not None:
         return bring(card.source, root, digest=card.sha256, listen=listen)
     raise ArtifactError(
         f"the weights of teacher {card.name} are not here: {card.file}",
-        where=" or ".join(str(folder.absolute()) for folder in searched),
+        where=" or ".join(str(folder.absolute()) for folder in folders(root)),
         fix=f"{card.published or 'install robustkd again'}; put it there, or point ROBUSTKD_TEACHERS at its folder",
     )
 
