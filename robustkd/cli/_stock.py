@@ -35,12 +35,23 @@ def stock(kind: str) -> list[dict[str, Any]]:
         from robustkd.resources import shipped
 
         files = shipped("recipe" if kind == "recipes" else "target")
-        return [{"name": name, "summary": headline(file)} for name, file in sorted(files.items())]
+        rows: list[dict[str, Any]] = [{"name": name, "summary": headline(file)} for name, file in sorted(files.items())]
+        return rows if kind == "recipes" else _able(rows)
     if kind == "teachers":
         from robustkd.cli._teachers import teacher_rows
 
         return teacher_rows()
     raise ConfigError(f"there is nothing called {kind} to list", fix=nearest(kind, KINDS))
+
+
+def _able(targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whether each target can be built and run on this machine; `cannot_build` and `cannot_run` say why not."""
+    from robustkd.exporting.trt.machine import ability, this_machine
+    from robustkd.recipe.target import read_target
+
+    machine = this_machine()
+    found = [ability(read_target(row["name"]), machine) for row in targets]
+    return [row | able._asdict() for row, able in zip(targets, found, strict=True)]
 
 
 def _methods() -> list[dict[str, Any]]:

@@ -35,9 +35,21 @@ def list(
 
         columns(table(rows))
         return
+    if kind == "targets":
+        _targets(rows)
+        return
     columns((row["name"], row["summary"]) for row in rows)
     if not rows:
         say(f"no {kind} in this installation")
+
+
+def _targets(rows: Sequence[dict[str, Any]]) -> None:
+    """What can be built and run here, and at the end why the rest cannot."""
+    yes = {"cannot_build": ("not built here", "built here"), "cannot_run": ("not run here", "runs here")}
+    columns((row["name"], *(words[not row[key]] for key, words in yes.items()), row["summary"]) for row in rows)
+    for row in rows:
+        for why in dict.fromkeys(filter(None, (row["cannot_build"], row["cannot_run"]))):
+            say(f"{row['name']}: {why}")
 
 
 def _methods(rows: Sequence[dict[str, Any]]) -> None:
