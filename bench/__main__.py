@@ -1,4 +1,4 @@
-"""`python -m bench [NAME] [--quick] [--json]`."""
+"""`python -m bench [NAME] [--quick] [--json]`, and `python -m bench verdict`, which measures no times."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["verdict"]:  # no times: how often a verdict is wrong
+        from bench.verdict import main as verdict
+
+        return verdict(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m bench", description="Ratios above 1 mean ours is faster.")
     parser.add_argument("name", nargs="?", choices=NAMES, help="left out: all of them")
     parser.add_argument("--quick", action="store_true", help="fewer samples; under two minutes on two idle cores")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from robustkd.recipe.policy import AuditConfig
 from robustkd.result import Check, CheckStatus, Difference, Interval, Status, Verdict
-from robustkd.stats import mcnemar_exact, needed_n, needed_n_single, tango, wilson
+from robustkd.stats import clopper_pearson, mcnemar_exact, needed_n, needed_n_single, tango, wilson
 
 Outcome = Literal["ok", "fail", "open"]
 
@@ -127,8 +127,7 @@ def _unshown(counts: Counts, what: str) -> str:
 
 
 def _drop_bound(what: str, pair: Pair, n: int, tolerance: float, *, unshown: str = "") -> Bound:
-    drop = _drop(pair, n)
-    outcome: Outcome = "ok" if drop.high <= tolerance else "fail" if drop.low > tolerance else "open"
+    drop, outcome = _drop(pair, n), _outcome(pair, n, tolerance)
     limits = f"one-sided 95 % limits {100 * drop.low:.2f} and {100 * drop.high:.2f}"
     seen = f"{what} accuracy drops by {_points(drop.estimate)} ({limits})"
     reason = {
@@ -139,6 +138,18 @@ def _drop_bound(what: str, pair: Pair, n: int, tolerance: float, *, unshown: str
     if outcome == "ok" and unshown:
         outcome, reason = "open", f"{seen}, but {unshown}"
     return Bound(_check(f"bound: {what} drop", outcome, drop, tolerance, reason), outcome, reason)
+
+
+def _outcome(pair: Pair, n: int, tolerance: float) -> Outcome:
+    """Tango's limits against the tolerance, and the exact binomial limits as well where only one side ever held.
+
+    There the score test errs up to 6.8 % instead of 5 % (268 images, no disagreement, tolerance 1 point).
+    """
+    low, high = tango(pair.b, pair.c, n)
+    if not pair.c:
+        least, most = clopper_pearson(pair.b, n, alpha=0.1)
+        low, high = min(low, least), max(high, most)
+    return "ok" if high <= tolerance else "fail" if low > tolerance else "open"
 
 
 def _decide_drop(pair: Pair, n: int, tolerance: float) -> str:
@@ -154,8 +165,8 @@ def _decide_drop(pair: Pair, n: int, tolerance: float) -> str:
 
 def _decides(pair: Pair, n: int, wanted: int, tolerance: float) -> bool:
     """Whether the same shares of so many images would lie on one side of the tolerance."""
-    low, high = tango(round(pair.b * wanted / n), round(pair.c * wanted / n), wanted)
-    return high <= tolerance or low > tolerance or wanted > 10**8
+    same = Pair(round(pair.b * wanted / n), round(pair.c * wanted / n))
+    return wanted > 10**8 or _outcome(same, wanted, tolerance) != "open"
 
 
 def _floor(what: str, k: int, n: int, floor: float, *, unshown: str = "") -> Bound:
