@@ -203,12 +203,13 @@ def _float_classifier(g: _Graph) -> Iterator[Finding]:
 
 def _integer_bias(g: _Graph) -> Iterator[Finding]:
     for node in g.nodes("Conv", "Gemm"):
-        data = g.made.get(node.input[0])
-        bias = g.made.get(node.input[2]) if len(node.input) > 2 else None
-        if data is None or data.op_type != "DequantizeLinear" or len(node.input) < 3:
+        if len(node.input) < 3:
             continue
-        if bias is None or bias.op_type != "DequantizeLinear":
-            yield Finding(title(node), "integer bias", "its input is quantized and its bias is not: no integer kernel takes it")
+        data, weight, bias = (name in g.made and g.made[name].op_type == "DequantizeLinear" for name in node.input[:3])
+        if data and weight and not bias:
+            yield Finding(
+                title(node), "integer bias", "input and weight are quantized, the bias is not: no integer kernel takes it"
+            )
 
 
 def _unsigned(g: _Graph) -> Iterator[Finding]:

@@ -1,36 +1,27 @@
-"""One checkpoint and one target become one `onnx` bundle: the graph, and the proof that it is the same network."""
+"""One checkpoint and one target become one bundle: the graph or engine, and the proof that it is the same network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal
 
-from robustkd.bundle import Bundle, create, write_json
+from robustkd.bundle import Bundle, create, write_atomic, write_json
 from robustkd.engines._base import Images
 from robustkd.engines.ort import OrtEngine
 from robustkd.engines.pytorch import PytorchEngine
-from robustkd.errors import ArtifactError, RequirementError
-from robustkd.exporting.parity import Parity, check, compare
+from robustkd.errors import ArtifactError
+from robustkd.exporting.buildable import check_buildable
+from robustkd.exporting.calibration import Calibrated, calibration_images
+from robustkd.exporting.parity import GATES, Gate, Parity, check, compare
+from robustkd.exporting.precision import Lowered, lower
 from robustkd.exporting.to_onnx import to_onnx
 from robustkd.models._files import load_net
 from robustkd.recipe.target import Target
 
 ODD_BATCHES = (1, 7)
-"""Besides all images at once, parity runs at these, which catches a frozen batch."""
-
-
-def check_buildable(target: Target) -> None:
-    """Refuse what this version cannot build, before any work.
-
-    Raises:
-        RequirementError: the target is not ONNX in fp32.
-    """
-    if target.kind != "onnx" or target.precision != "fp32":
-        raise RequirementError(
-            f"this version of robustkd exports ONNX in fp32 only; {target.name} asks for {target.kind} in {target.precision}",
-            where=f"target {target.name}",
-            fix="use --target cpu-fp32; TensorRT's own tools can build an engine from that file on the device",
-        )
+"""Besides all images at once, parity runs at these where the target states no batch: it catches a frozen one."""
+GRAPH = "model.onnx"
 
 
 def source_engine(checkpoint: Bundle) -> PytorchEngine:
@@ -50,45 +41,103 @@ def source_engine(checkpoint: Bundle) -> PytorchEngine:
     return PytorchEngine(net, input_shape=info.input_shape, classes=len(info.classes), precision=checkpoint.manifest.precision)
 
 
-def export_target(
-    checkpoint: Bundle, target: Target, output: Path, *, images: Images, batches: Iterable[int] = ODD_BATCHES
-) -> Bundle:
-    """Export a checkpoint for one target into the new bundle `output`: `model.onnx` and `parity.json`.
+def export_target(checkpoint: Bundle, target: Target, output: Path, *, images: Images, data: Path | None = None) -> Bundle:
+    """Export a checkpoint for one target into the new bundle `output`.
+
+    It holds `model.onnx` and `parity.json`, for int8 `calibration.json` too, and for TensorRT the engine.
 
     Args:
         checkpoint: the source.
         target: what to build.
         output: folder of the new bundle.
-        images: real test images (N, C, H, W) in [0, 1] for the parity gate.
-        batches: batch sizes at which the file must agree, besides all images at once.
+        images: real test images (N, C, H, W) in [0, 1] for the parity gates.
+        data: data root of the calibration images.
 
     Raises:
-        RequirementError: this version cannot build the target, or a package is missing.
-        ArtifactError: the checkpoint cannot be read, or the output cannot be written.
-        NumericsError: the file does not compute what the checkpoint computes; nothing is left behind.
+        RequirementError: the target cannot be built here, or a package is missing.
+        ConfigError: the target names a node that is not there.
+        ArtifactError: checkpoint or calibration images cannot be used, or the output cannot be written.
+        NumericsError: a step changes what the network computes; nothing is left behind.
     """
-    check_buildable(target)
+    kind = check_buildable(target)
     source = source_engine(checkpoint)
     told = target.model_dump(mode="json")
-    with create(output, "onnx", parent=checkpoint, target=told, precision=target.precision) as (folder, fields):
-        file = to_onnx(
-            source.net,
-            folder / "model.onnx",
-            input_shape=source.info.input_shape,
-            classes=_classes(checkpoint),
-            opset=target.opset,
-            max_batch=target.max_batch,
-            metadata=_facts(checkpoint, target),
-        )
-        parity = _parity(source, file, images, batches)
-        fields["parity"] = parity.model_dump(mode="json")
-        write_json(folder / "parity.json", {"schema": "robustkd.parity/1", **fields["parity"]})
-    return Bundle.open(output, kind="onnx")
+    bundle: Literal["onnx", "engine"] = "onnx" if target.kind == "onnx" else "engine"
+    with create(output, bundle, parent=checkpoint, target=told, precision=target.precision) as (folder, fields):
+        gates = _graph(checkpoint, source, target, folder, fields, images, data)
+        fields["parity"] = list(gates.values())[-1]
+        fields["gates"] = gates
+        write_json(folder / "parity.json", {"schema": "robustkd.parity/1", **fields["parity"], "gates": gates})
+        if kind != "onnx":
+            from robustkd.exporting.trt.engine import write_engine
+            from robustkd.exporting.trt.machine import this_machine
+
+            fields["engine"] = write_engine(folder / GRAPH, folder, target, kind, this_machine(), images=images)
+    return Bundle.open(output, kind=bundle)
 
 
-def _parity(source: PytorchEngine, file: Path, images: Images, batches: Iterable[int]) -> Parity:
+def _graph(
+    checkpoint: Bundle,
+    source: PytorchEngine,
+    target: Target,
+    folder: Path,
+    fields: dict[str, Any],
+    images: Images,
+    data: Path | None,
+) -> dict[str, Any]:
+    """Write `model.onnx` in the target's precision; the figures of every gate on the way."""
+    file = to_onnx(
+        source.net,
+        folder / GRAPH,
+        input_shape=source.info.input_shape,
+        classes=_classes(checkpoint),
+        opset=target.opset,
+        max_batch=target.largest,
+        metadata=_facts(checkpoint, target),
+    )
+    sizes = target.batch or ODD_BATCHES
+    gates = {"source-export": _held(source, file, GATES["fp32"], images, sizes, ("source", "export"))}
+    if target.precision == "fp32":
+        return gates
+    calibrated = None
+    if target.quantized:
+        calibrated = calibration_images(checkpoint, target.calibration, data=data, net=source.net)
+    full = file.replace(folder / "fp32.onnx")
+    made = _lowered(full, target, calibrated)
+    write_atomic(file, made.model.SerializeToString(deterministic=True))
+    gate = GATES[target.precision]
+    if target.min_agreement is not None:
+        gate = gate._replace(agreement=target.min_agreement)
+    with OrtEngine(full) as reference:
+        pair = ("fp32", target.precision)
+        gates["-".join(pair)] = _held(reference, file, gate, images, sizes, pair)
+    full.unlink()
+    fields["lowering"] = made.facts
+    if calibrated is not None and made.table is not None:
+        fields["calibration"] = calibrated.record
+        write_json(folder / "calibration.json", made.table)
+    return gates
+
+
+def _lowered(file: Path, target: Target, calibrated: Calibrated | None) -> Lowered:
+    import onnx
+
+    return lower(onnx.load(str(file)), target, calibrated)
+
+
+def _held(
+    reference: PytorchEngine | OrtEngine,
+    file: Path,
+    gate: Gate,
+    images: Images,
+    batches: Iterable[int],
+    between: tuple[str, str],
+) -> dict[str, Any]:
     with OrtEngine(file) as candidate:
-        return check(compare(source, candidate, images, batches=batches), where=file.name)
+        found: Parity = compare(
+            reference, candidate, images, relative=gate.relative, agreement=gate.agreement, batches=batches, between=between
+        )
+    return check(found, where=file.name).model_dump(mode="json")
 
 
 def _classes(checkpoint: Bundle) -> tuple[str, ...]:
@@ -98,7 +147,7 @@ def _classes(checkpoint: Bundle) -> tuple[str, ...]:
 def _facts(checkpoint: Bundle, target: Target) -> dict[str, str]:
     """What the file says about itself when it is found without its bundle."""
     manifest = checkpoint.manifest
-    facts = {"precision": target.precision, "source": checkpoint.digest}
+    facts = {"precision": "fp32", "source": checkpoint.digest}
     if manifest.model is not None:
         facts["architecture"] = manifest.model.architecture
     if manifest.threat is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,6 @@ def sensitivity(
     profile: Int8Profile,
     images: Images,
     keep: tuple[str, ...] = (),
-    pause: Callable[[], None] = lambda: None,
 ) -> list[Sensitivity]:
     """Every quantized layer by itself, the most sensitive first.
 
@@ -44,7 +43,6 @@ def sensitivity(
         profile: the placement.
         images: (N, C, H, W) in [0, 1]; the first `IMAGES` are used.
         keep: nodes that stay in float anyway.
-        pause: called between two layers; may raise to stop.
     """
     from robustkd.engines.ort import open_session
 
@@ -60,7 +58,6 @@ def sensitivity(
     for node in layers(model, profile):
         if node.name in keep:
             continue
-        pause()
         got = logits(quantize(model, ranges, profile, only=[node.name], infer=False))
         found.append(
             Sensitivity(

@@ -1,4 +1,7 @@
-"""The verb `export`: a checkpoint to one bundle per target, each held against the checkpoint on real images."""
+"""The verb `export`: a checkpoint to one bundle per target, each held against the checkpoint on real images.
+
+A board without torch exports too: an ONNX file or bundle becomes an engine there.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from pathlib import Path
 from robustkd.bundle import MANIFEST, Bundle, newest_checkpoint
 from robustkd.datasets._base import ImageSet, balanced
 from robustkd.datasets._open import open_dataset
-from robustkd.errors import ArtifactError
-from robustkd.exporting.run import ODD_BATCHES, check_buildable, export_target
+from robustkd.engines._base import Images
+from robustkd.errors import ArtifactError, ConfigError
+from robustkd.exporting.buildable import check_buildable
 from robustkd.recipe.target import Target, read_target
 
 DEFAULT_TARGET = "cpu-fp32"
@@ -26,33 +30,72 @@ def export(
     targets: Sequence[str | Target] = (),
     output: Path | None = None,
     data: Path | None = None,
-    batches: Iterable[int] = ODD_BATCHES,
 ) -> list[Bundle]:
     """Export a checkpoint for each target into `output/<target>`.
 
     Args:
-        checkpoint: a checkpoint bundle or the run it lies in; left out, the newest one under the runs folder.
+        checkpoint: a checkpoint bundle or the run it lies in; left out, the newest one under the runs folder. For engines also
+            an onnx bundle or a bare .onnx file.
         targets: names, paths or profiles; left out, those of the checkpoint's recipe.
         output: the folder that receives one bundle per target; left out, the run's folder.
         data: data root, over the recipe's.
-        batches: batch sizes at which each file must agree with the checkpoint.
 
     Raises:
         ConfigError: a target profile is missing or wrong.
-        RequirementError: this version cannot build a target; nothing has been built then.
+        RequirementError: a target cannot be built here; nothing has been built then.
         ArtifactError: the checkpoint or the data cannot be read, or the output cannot be written.
         NumericsError: an exported file does not compute what the checkpoint computes.
     """
-    source = Bundle.open(find_checkpoint(checkpoint), kind="checkpoint")
-    profiles = resolve(targets or source.manifest.recipe.get("targets") or (DEFAULT_TARGET,))
+    found = find_checkpoint(checkpoint)
+    if is_graph(found):
+        return _engines(found, targets, output, data)
+    source = Bundle.open(found, kind="checkpoint")
+    profiles = resolve(targets or targets_of(found))
+    from robustkd.exporting.run import export_target
+
     images = parity_images(source, data).floats()
     home = source.path.resolve().parent if output is None else output
-    sizes = tuple(batches)
-    return [export_target(source, target, home / target.name, images=images, batches=sizes) for target in profiles]
+    return [export_target(source, target, home / target.name, images=images, data=data) for target in profiles]
+
+
+def targets_of(checkpoint: Path) -> tuple[str, ...]:
+    """The names of the targets in a checkpoint's recipe; the usual one where it names none, nothing for an ONNX file.
+
+    Raises:
+        ArtifactError: the folder is no checkpoint.
+    """
+    if is_graph(checkpoint):
+        return ()
+    recipe = Bundle.open(checkpoint, kind="checkpoint", check=False).manifest.recipe
+    return tuple(recipe.get("targets") or (DEFAULT_TARGET,))
+
+
+def is_graph(path: Path) -> bool:
+    """Whether a path is an ONNX file or an onnx bundle, from which engines are built without torch."""
+    from robustkd.exporting.trt.bundle import is_graph as asked
+
+    return asked(path)
+
+
+def _engines(path: Path, targets: Sequence[str | Target], output: Path | None, data: Path | None) -> list[Bundle]:
+    from robustkd.exporting.trt.bundle import build_bundle
+
+    if not targets:
+        raise ConfigError("an ONNX file is exported to an engine", where=str(path), fix="give --trt, --rtx or --target")
+    return [build_bundle(path, target, output, images=_real_images(path, data)) for target in resolve(targets, str(path))]
+
+
+def _real_images(path: Path, data: Path | None) -> Images | None:
+    """Test images of the bundle's data set, where it has one and it is here: a board need not have it."""
+    try:
+        return parity_images(Bundle.open(path, kind="onnx", check=False), data).floats()
+    except ArtifactError as error:
+        _log.info("no test images: %s", error.what)
+        return None
 
 
 def find_checkpoint(given: Path | None) -> Path:
-    """The checkpoint's folder: as given, around the file given, or inside the run given.
+    """The checkpoint's folder: as given, around the file given, or inside the run given; an .onnx file is left as it is.
 
     Left out, it is the newest under ROBUSTKD_RUNS (./runs).
 
@@ -64,21 +107,21 @@ def find_checkpoint(given: Path | None) -> Path:
         _log.info("the newest checkpoint is %s", newest)
         return newest
     if given.is_file():
-        return given.parent
+        return given if given.suffix == ".onnx" else given.parent
     inside = given / "checkpoint"
     return inside if (inside / MANIFEST).is_file() and not (given / MANIFEST).is_file() else given
 
 
-def resolve(targets: Iterable[str | Target]) -> list[Target]:
+def resolve(targets: Iterable[str | Target], place: str = "BUNDLE") -> list[Target]:
     """Read every profile and refuse what cannot be built, before any work; a target named twice is built once.
 
     Raises:
         ConfigError: a profile is missing or wrong.
-        RequirementError: this version cannot build it.
+        RequirementError: it cannot be built here.
     """
     profiles = {t.name: t for t in (t if isinstance(t, Target) else read_target(t) for t in targets)}
     for target in profiles.values():
-        check_buildable(target)
+        check_buildable(target, place)
     return list(profiles.values())
 
 

@@ -59,7 +59,7 @@ def build_bundle(
         raise ConfigError(
             f"{target.name} is no engine", where=str(path), fix="name a checkpoint to export ONNX from, or give --trt or --rtx"
         )
-    kind: PlanKind = choose(target.kind, here, precision=target.precision, place=path.name, gpus=target.gpus)
+    kind: PlanKind = choose(target.kind, here, precision=target.precision, place=str(path), gpus=target.gpus)
     data = _in_precision(graph, target, file)
     goal = (output or (path.resolve().parent if parent is None else parent.path.resolve().parent)) / target.name
     fields = _known(parent, graph) | {"precision": target.precision, "target": target.model_dump(mode="json")}
@@ -92,7 +92,7 @@ def _in_precision(graph: Graph, target: Target, file: Path) -> bytes | None:
         raise ConfigError(
             f"the file is {graph.precision}, and the target {target.name} is {target.precision}",
             where=str(file),
-            fix="leave --precision out, or where the checkpoint is: "
+            fix=f"give --precision {graph.precision}, or where the checkpoint is: "
             f"robustkd export CHECKPOINT --onnx --precision {target.precision}",
         )
     import onnx

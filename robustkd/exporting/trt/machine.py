@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustkd.engines._driver import Driver, probe
@@ -69,9 +70,12 @@ def choose(
 
 
 def device_command(place: str, precision: str = "") -> str:
-    """What to run on a device."""
-    wanted = f" --precision {precision}" if precision else ""
-    return f"copy the bundle to the device and run there: robustkd export {place} --trt{wanted}"
+    """What to run on a device: it has no torch, and builds from the ONNX file."""
+    wanted, given = f" --precision {precision}" if precision else "", Path(place)
+    if given.suffix == ".onnx" or (given / "model.onnx").is_file():
+        return f"copy {given.name} to the device and run there: robustkd export {given.name} --trt{wanted}"
+    made = f"export with --onnx{wanted} here, copy that bundle to the device"
+    return f"{made} and run there: robustkd export BUNDLE --trt{wanted}"
 
 
 def ability(target: Target, machine: Machine) -> Ability:
