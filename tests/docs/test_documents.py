@@ -74,7 +74,8 @@ def test_every_shipped_name_exists(document: str, line: str) -> None:
     words = _shelled(line)
     for option, names in (("--recipe", shipped("recipe")), ("--target", shipped("target"))):
         for value in (words[i + 1] for i, word in enumerate(words) if word == option):
-            assert value in names or value.endswith(".yaml"), f"{document}: {line}"
+            gpus = option == "--target" and re.fullmatch(r"sm\d+(,sm\d+)*", value)
+            assert value in names or value.endswith(".yaml") or gpus, f"{document}: {line}"
     if words[:1] == ["list"] and len(words) > 1:
         assert words[1] in _stock.KINDS, f"{document}: {line}"
     if words[:1] in (["show"], ["copy"]) and len(words) > 2:

@@ -50,7 +50,11 @@ class TestChoose:
     def test_no_engine_here_names_the_command_for_the_device(self, machine: Machine) -> None:
         with pytest.raises(RequirementError, match="no TensorRT engine can be built here") as caught:
             choose("trt", machine, place="mine", precision="fp16")
-        assert "run there: robustkd export mine --trt --precision fp16" in caught.value.fix
+        assert "--onnx --precision fp16 here" in caught.value.fix, "a board has no torch: it builds from ONNX"
+        assert "run there: robustkd export BUNDLE --trt --precision fp16" in caught.value.fix
+        with pytest.raises(RequirementError) as caught:
+            choose("trt", machine, place="runs/a/m.onnx", precision="fp16")
+        assert "copy m.onnx to the device and run there: robustkd export m.onnx --trt --precision fp16" in caught.value.fix
 
     def test_rtx_without_its_package(self) -> None:
         with pytest.raises(RequirementError, match="TensorRT-RTX is not installed") as caught:
