@@ -21,7 +21,7 @@ from robustkd.bundle import MANIFEST, Bundle
 from robustkd.datasets._base import ImageSet
 from robustkd.datasets._open import open_dataset
 from robustkd.errors import ArtifactError, ConfigError
-from robustkd.recipe.policy import AuditConfig, Policy, read_policy
+from robustkd.recipe.policy import AuditConfig, Policy, bounds_told, read_policy
 from robustkd.result import AuditResult
 from robustkd.threat import ThreatModel
 
@@ -125,9 +125,14 @@ def ask(
 
 
 def _config(recipe: dict[str, Any], **options: Any) -> AuditConfig:
+    """The recipe's section with the command's options; its defaults do not count as set, nor beside another policy."""
     given = {key: value for key, value in options.items() if value is not None}
+    plain = AuditConfig().model_dump()
+    own = {key: value for key, value in (recipe.get("audit") or {}).items() if key not in plain or value != plain[key]}
+    if "policy" in given:
+        own = {key: value for key, value in own.items() if key not in ("tolerance", "min_robust", "min_clean")}
     try:
-        return AuditConfig.model_validate({**(recipe.get("audit") or {}), **given})
+        return AuditConfig.model_validate({**own, **given})
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
@@ -180,7 +185,7 @@ def _finished(ask: Ask) -> AuditResult:
         result = AuditResult.model_validate_json(text)
     except ValidationError as error:
         raise ArtifactError("result.json is damaged", where=str(folder), fix="delete the folder and audit again") from error
-    wanted = {**ask.policy.model_dump(), "bounds": ask.config.model_dump(exclude={"policy", "n"})}
+    wanted = {**ask.policy.model_dump(), "bounds": bounds_told(ask.policy.gates, ask.config)}
     same = (result.artifact.sha256, result.threat, result.seed) == (ask.subject.facts.sha256, ask.threat, ask.seed)
     if not same or result.policy != wanted:
         raise ArtifactError("another audit is here", where=str(folder), fix="choose another --output")

@@ -18,6 +18,7 @@ from robustkd.auditing import probes, recheck
 from robustkd.auditing.artifact import Subject, open_subject
 from robustkd.auditing.facts import AuditArrays
 from robustkd.auditing.kit import Kit, read_kit
+from robustkd.auditing.latency import latency_bounds
 from robustkd.auditing.ledger import Ledger
 from robustkd.auditing.sides import NO_NUMBER, Side, engine_side
 from robustkd.auditing.store import Store, locked
@@ -27,7 +28,7 @@ from robustkd.auditing.write import write_audit
 from robustkd.bundle import MANIFEST, sha256
 from robustkd.engines._base import Engine
 from robustkd.errors import ArtifactError, ConfigError
-from robustkd.recipe.policy import AuditConfig
+from robustkd.recipe.policy import AuditConfig, Gates, bounds_told, gates_of, read_policy
 from robustkd.result import Artifact, AttackResult, AuditResult, Check, KitUsed, Level
 from robustkd.signals import graceful
 
@@ -57,6 +58,7 @@ def audit_kit(
     artifact: Path | str,
     kit: Path,
     *,
+    policy: str | None = None,
     tolerance: float | None = None,
     min_robust: float | None = None,
     min_clean: float | None = None,
@@ -69,6 +71,7 @@ def audit_kit(
     Args:
         artifact: a bundle folder or a bare file.
         kit: the kit.
+        policy: a policy whose gates replace those of the audit that made the kit; what it attacks has no meaning here.
         tolerance: allowed drop in percentage points; left out, that of the audit which made the kit, as are the floors.
         min_robust: floor of robust accuracy in percent.
         min_clean: floor of clean accuracy in percent.
@@ -85,6 +88,7 @@ def audit_kit(
     say = progress or (lambda line: None)
     held = read_kit(kit)
     config = _config(held, {"tolerance": tolerance, "min_robust": min_robust, "min_clean": min_clean})
+    gates = gates_of(read_policy(policy).gates if policy else _gates(held, kit), config)
     subject = open_subject(Path(artifact), trust=trust_engine)
     folder = output or subject.home
     with graceful(), locked(folder):
@@ -94,7 +98,7 @@ def audit_kit(
         with subject.engine((channels, height, width)) as engine:
             _fits(engine, held, kit)
             seen = _ask(engine, held, config, say)
-            result = _result(engine, held, config, seen, subject, kit)
+            result = _result(engine, held, config, gates, seen, subject, kit)
         arrays = AuditArrays(held.x, held.y, held.index, seen.ledger, Store(None, {}))
         write_audit(result, arrays, folder, subject.bundle)
     return result, folder
@@ -102,12 +106,21 @@ def audit_kit(
 
 def _config(kit: Kit, options: dict[str, Any]) -> AuditConfig:
     given = {key: value for key, value in options.items() if value is not None}
+    batch = (kit.told.policy.get("bounds") or {}).get("batch_size", AuditConfig().batch_size)
     try:
-        return AuditConfig.model_validate({**kit.told.policy.get("bounds", {}), **given})
+        return AuditConfig.model_validate({"batch_size": batch, **given})
     except ValidationError as error:
         first = error.errors()[0]
         what = f"{first['loc'][0]}: {first['msg']}"
         raise ConfigError(what, where="audit options", fix="see `robustkd audit --help`") from None
+
+
+def _gates(kit: Kit, file: Path) -> Gates:
+    """The gates of the audit that made the kit."""
+    try:
+        return Gates.model_validate((kit.told.policy.get("bounds") or {}).get("gates", {}))
+    except ValidationError as error:
+        raise ArtifactError("the kit holds bounds of another version", where=str(file), fix="save it anew") from error
 
 
 def _fits(engine: Engine, kit: Kit, file: Path) -> None:
@@ -138,20 +151,22 @@ def _ask(engine: Engine, kit: Kit, config: AuditConfig, say: Say) -> _Seen:
     return _Seen(side, ledger, *results)
 
 
-def _result(engine: Engine, kit: Kit, config: AuditConfig, seen: _Seen, subject: Subject, file: Path) -> AuditResult:
+def _result(
+    engine: Engine, kit: Kit, config: AuditConfig, gates: Gates, seen: _Seen, subject: Subject, file: Path
+) -> AuditResult:
     told, ledger = kit.told, seen.ledger
     logits = seen.side.logits(kit.x)
     same = _same_function(kit, ledger, probes.spread(logits), engine.info.precision)
-    checks = [*_checks(kit, seen, logits, config), same]
+    checks = [*_checks(kit, seen, logits, config, gates), same]
     counts = counts_of(ledger, white_box=same.status == "ok", why=_WEAK)
-    all_checks, verdict = judge(counts, config, checks)
+    all_checks, verdict = judge(counts, gates, checks, latency_bounds(engine, kit.x, gates))
     fields = {"runtime", "runtime_version", "precision", "device", "settings"}
     return AuditResult(
         artifact=Artifact(path=subject.facts.path, sha256=subject.facts.sha256, **engine.info.model_dump(include=fields)),
         source=told.source,
         threat=told.threat,
         dataset=told.dataset,
-        policy={**told.policy, "bounds": config.model_dump(exclude={"policy", "n"})},
+        policy={**told.policy, "bounds": bounds_told(gates, config)},
         seed=told.seed,
         seconds=0.0,
         engine=side_of(ledger.engine, seen.engine),
@@ -163,14 +178,14 @@ def _result(engine: Engine, kit: Kit, config: AuditConfig, seen: _Seen, subject:
     )
 
 
-def _checks(kit: Kit, seen: _Seen, logits: Any, config: AuditConfig) -> list[Check]:
+def _checks(kit: Kit, seen: _Seen, logits: Any, config: AuditConfig, gates: Gates) -> list[Check]:
     side, ledger, clean, threat = seen.side, seen.ledger, seen.ledger.engine.clean, kit.told.threat
     attacked = sum(int((a.prediction == NO_NUMBER).sum()) for a in ledger.engine.attacks.values())
     found = [probes.deterministic(side, kit.x, kit.y, logits), probes.batch_independent(side, kit.x, kit.y)]
     found.append(probes.finite(clean, probes.extremes(side, kit.x, threat), attacked))
     found.append(probes.output(logits, clean, probes.output_kind(logits)))
     if kit.source is not None:
-        found.append(probes.agreement(clean, kit.source, config.tolerance / 100, paired=True))
+        found.append(probes.agreement(clean, kit.source, (gates.clean_drop or 0.0) / 100, paired=True))
     found.append(probes.grey(side, kit.x, kit.y))
     found.append(recheck.inside(ledger, threat))
     found.append(recheck.rejudged(side, ledger, kit.x, kit.y, config.batch_size))

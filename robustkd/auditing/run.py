@@ -19,6 +19,7 @@ from robustkd.auditing.closing import Means, closing_checks
 from robustkd.auditing.controls import Unseen
 from robustkd.auditing.facts import ArtifactFacts, AuditArrays, SourceModel
 from robustkd.auditing.fresh import Reopen
+from robustkd.auditing.latency import latency_bounds
 from robustkd.auditing.ledger import Ledger
 from robustkd.auditing.plan import Step, plan
 from robustkd.auditing.shards import ALL, Shard
@@ -31,7 +32,7 @@ from robustkd.auditing.verdict import difference, judge
 from robustkd.datasets._base import ImageSet
 from robustkd.engines._base import Engine, Images
 from robustkd.errors import ArtifactError
-from robustkd.recipe.policy import AuditConfig, Policy
+from robustkd.recipe.policy import AuditConfig, Gates, Policy, bounds_told, gates_of
 from robustkd.result import Artifact, AttackResult, AuditResult, Check, Dataset, Source
 from robustkd.threat import ThreatModel
 
@@ -84,6 +85,11 @@ class Order:
         """The network whose gradients serve, where there is one."""
         return self.twin if self.twin is not None else self.source.net if self.source else None
 
+    @property
+    def gates(self) -> Gates:
+        """What the verdict asks for."""
+        return gates_of(self.policy.gates, self.audit)
+
     def identity(self) -> dict[str, Any]:
         """What must be equal for pieces of two runs to belong to one audit."""
         info = self.engine.info
@@ -94,7 +100,7 @@ class Order:
             "norm": self.threat.norm,
             "eps": self.threat.eps,
             "data": self.images.sha256,
-            "policy": self.policy.model_dump(),
+            "policy": self.policy.model_dump(exclude={"gates"}),
             "batch_size": self.audit.batch_size,
             "seed": self.seed,
         }
@@ -172,7 +178,7 @@ def _begin(order: Order, shard: Shard) -> _Work:
     judge_s = source_side(source.net, device, audit.batch_size) if source else None
     other = (judge_s or source_side(net, device, audit.batch_size)).judge(x, y) if net is not None else None
     ledger = Ledger(x, threat, read(logits, y), other if source else None)
-    checks = _probe(judge_e, x, y, logits, kind, ledger, other, audit, threat, paired=source is not None)
+    checks = _probe(judge_e, x, y, logits, kind, ledger, other, order.gates, threat, paired=source is not None)
     for check in checks:
         if check.status in ("warn", "block"):
             order.progress(Event("warning", f"{check.name}: {check.message}"))
@@ -199,7 +205,7 @@ def _conclude(order: Order, work: _Work, report: dict[str, dict[str, AttackResul
     means = Means(order.policy, work.kind, order.net, order.unseen, order.reopen)
     checks = sorted([*work.checks, *closing_checks(job, work.steps, means)], key=_order)
     counts = counts_of(ledger, white_box=any(s.level == "surrogate" for s in work.steps))
-    all_checks, verdict = judge(counts, order.audit, checks)
+    all_checks, verdict = judge(counts, order.gates, checks, latency_bounds(engine, job.x, order.gates))
     result = AuditResult(
         artifact=Artifact(
             path=order.artifact.path,
@@ -210,7 +216,7 @@ def _conclude(order: Order, work: _Work, report: dict[str, dict[str, AttackResul
         source=Source(path=source.path, sha256=source.sha256) if source else None,
         threat=order.threat,
         dataset=Dataset(name=images.name, split=images.split, n=len(images), sha256=images.sha256),
-        policy={**order.policy.model_dump(), "bounds": order.audit.model_dump(exclude={"policy", "n"})},
+        policy={**order.policy.model_dump(), "bounds": bounds_told(order.policy.gates, order.audit)},
         seed=order.seed,
         seconds=work.seconds,
         engine=side_of(ledger.engine, report["engine"]),
@@ -275,7 +281,7 @@ def _probe(
     kind: probes.Kind,
     ledger: Ledger,
     other: Judged | None,
-    audit: AuditConfig,
+    gates: Gates,
     threat: ThreatModel,
     *,
     paired: bool,
@@ -289,7 +295,7 @@ def _probe(
         message = "white-box, replayed and surrogate attacks need the checkpoint this was made from: give a source"
         found.append(Check(name="white-box levels", status="skipped", message=message))
     else:
-        found.append(probes.agreement(clean, other, audit.tolerance / 100, paired=paired))
+        found.append(probes.agreement(clean, other, (gates.clean_drop or 0.0) / 100, paired=paired))
     found.append(probes.grey(engine, x, y))
     if (unit := probes.eps_unit(threat)) is not None:
         found.append(unit)

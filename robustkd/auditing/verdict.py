@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from robustkd.recipe.policy import AuditConfig
+from robustkd.recipe.policy import AuditConfig, Gates, gates_of
 from robustkd.result import Check, CheckStatus, Difference, Interval, Status, Verdict
 from robustkd.stats import clopper_pearson, mcnemar_exact, needed_n, needed_n_single, tango, wilson
 
@@ -77,13 +77,16 @@ def _drop(pair: Pair, n: int) -> Interval:
     return Interval(estimate=(pair.b - pair.c) / n, low=low, high=high)
 
 
-def judge(counts: Counts, config: AuditConfig, checks: Sequence[Check]) -> tuple[tuple[Check, ...], Verdict]:
-    """The verdict and all checks, those of the bounds last.
+def judge(
+    counts: Counts, asked: AuditConfig | Gates, checks: Sequence[Check], measured: Sequence[Bound] = ()
+) -> tuple[tuple[Check, ...], Verdict]:
+    """The verdict and all checks, those of the bounds last; `measured` are bounds that are no accuracy.
 
     Fail where a bound is broken beyond doubt, even if a sanity check blocks: the worst case found is real. Else
     invalid where a check blocks; else pass where every bound is met beyond doubt; else inconclusive.
     """
-    bounds = _bounds(counts, config)
+    accuracies = _bounds(counts, asked if isinstance(asked, Gates) else gates_of(Gates(), asked))
+    bounds = [*accuracies, *measured]
     blocks = [check for check in checks if check.status == "block"]
     void = [check for check in blocks if check.name.startswith(VOIDS)]
     outcomes = {bound.outcome for bound in bounds}
@@ -94,7 +97,7 @@ def judge(counts: Counts, config: AuditConfig, checks: Sequence[Check]) -> tuple
         status, reasons = "fail", (*_reasons(bounds, "fail"), *named)
     elif blocks:
         status, reasons = "invalid", named
-    elif not bounds:
+    elif not accuracies and outcomes <= {"ok"}:
         reason = "there is nothing to hold the engine against: give a source, --min-robust or --min-clean"
         status, reasons = "inconclusive", (reason,)
     elif outcomes == {"ok"}:
@@ -108,16 +111,17 @@ def _reasons(bounds: Sequence[Bound], outcome: Outcome) -> tuple[str, ...]:
     return tuple(bound.reason for bound in bounds if bound.outcome == outcome)
 
 
-def _bounds(counts: Counts, config: AuditConfig) -> list[Bound]:
+def _bounds(counts: Counts, gates: Gates) -> list[Bound]:
     found = []
-    tolerance = config.tolerance / 100
-    for what, pair in (("clean", counts.clean_pair), ("robust", counts.robust_pair)):
-        if pair is not None:
+    drops = (("clean", counts.clean_pair, gates.clean_drop), ("robust", counts.robust_pair, gates.robust_drop))
+    for what, pair, points in drops:
+        if pair is not None and points is not None:
+            tolerance = points / 100
             found.append(_drop_bound(what, pair, counts.n, tolerance, unshown=_unshown(counts, what)))
-    if config.min_clean is not None:
-        found.append(_floor("clean", counts.clean, counts.n, config.min_clean / 100))
-    if config.min_robust is not None:
-        found.append(_floor("robust", counts.robust, counts.n, config.min_robust / 100, unshown=_unshown(counts, "robust")))
+    if gates.min_clean is not None:
+        found.append(_floor("clean", counts.clean, counts.n, gates.min_clean / 100))
+    if gates.min_robust is not None:
+        found.append(_floor("robust", counts.robust, counts.n, gates.min_robust / 100, unshown=_unshown(counts, "robust")))
     return found
 
 
@@ -137,7 +141,7 @@ def _drop_bound(what: str, pair: Pair, n: int, tolerance: float, *, unshown: str
     }[outcome]
     if outcome == "ok" and unshown:
         outcome, reason = "open", f"{seen}, but {unshown}"
-    return Bound(_check(f"bound: {what} drop", outcome, drop, tolerance, reason), outcome, reason)
+    return Bound(bound_check(f"bound: {what} drop", outcome, drop, tolerance, reason), outcome, reason)
 
 
 def _outcome(pair: Pair, n: int, tolerance: float) -> Outcome:
@@ -183,10 +187,11 @@ def _floor(what: str, k: int, n: int, floor: float, *, unshown: str = "") -> Bou
     else:
         side = "above" if outcome == "ok" else "below"
         reason = f"{seen}, {side} the floor of {_percent(floor)}"
-    return Bound(_check(f"bound: min {what}", outcome, interval, floor, reason), outcome, reason)
+    return Bound(bound_check(f"bound: min {what}", outcome, interval, floor, reason), outcome, reason)
 
 
-def _check(name: str, outcome: Outcome, seen: Interval, bound: float, message: str) -> Check:
+def bound_check(name: str, outcome: Outcome, seen: Interval, bound: float, message: str) -> Check:
+    """A bound as a check."""
     return Check(
         name=name,
         status=_STATUS[outcome],

@@ -47,6 +47,7 @@ def _on_device(
     """No import here, or below, may need torch."""
     from robustkd.auditing.on_device import audit_kit
 
+    bounds = {**bounds, "policy": asked.pop("policy", None)}
     if asked:
         names = ", ".join(f"--{key.replace('_root', '').replace('_', '-')}" for key in asked)
         raise ConfigError(f"a kit settles this already: {names}", where="--kit", fix="leave it out, or audit without the kit")

@@ -1,4 +1,4 @@
-"""`robustkd copy`: hand over a recipe or target profile as one file that stands on its own."""
+"""`robustkd copy`: hand over a recipe, target profile or policy as one file that stands on its own."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from robustkd.errors import ArtifactError, ConfigError, nearest
 if TYPE_CHECKING:
     from robustkd.resources import Kind
 
-_KINDS: dict[str, Kind] = {"recipe": "recipe", "target": "target"}
+_KINDS: dict[str, Kind] = {"recipe": "recipe", "target": "target", "policy": "policy"}
 
 
 def copy(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="recipe or target.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="recipe, target or policy.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped name, or a path to a YAML file.")],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="A folder, or the new file's name.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
-    """Copy a recipe or target profile out, to edit it. Parents it extends are merged in, so that one file is enough."""
+    """Copy a recipe, target profile or policy out, to edit it. Parents it extends are merged in, so that one file is enough."""
     if kind not in _KINDS:
         raise ConfigError(f"there is no {kind} to copy", fix=nearest(kind, _KINDS))
     text = flattened(_KINDS[kind], name)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 Level = Literal["baseline", "replay", "surrogate", "blackbox"]
+
+
+class Gates(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """What the verdict asks for, all of it; options of the command line override a policy's gates."""
+
+    clean_drop: float | None = Field(None, ge=0, le=100, description="allowed drop of clean accuracy, percentage points")
+    robust_drop: float | None = Field(None, ge=0, le=100, description="allowed drop of robust accuracy, percentage points")
+    min_clean: float | None = Field(None, ge=0, le=100, description="floor of clean accuracy, percent")
+    min_robust: float | None = Field(None, ge=0, le=100, description="floor of robust accuracy, percent")
+    latency_p95_ms: float | None = Field(None, gt=0, description="milliseconds of a batch, 95th percentile on this machine")
+    latency_batch: int = Field(1, ge=1, description="images in the batch of the latency gate")
 
 
 class Policy(BaseModel, frozen=True, extra="forbid"):
@@ -30,6 +41,8 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     memory_images: int = Field(32, ge=0, description="mirrored and unseen images of S16 that are attacked as well")
     fresh_process: bool = Field(True, description="S18 judges all images again in a fresh process too")
 
+    gates: Gates = Field(Gates(), description="what the verdict asks for")
+
 
 class AuditConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The audit section of a recipe; command-line options override it."""
@@ -40,6 +53,27 @@ class AuditConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     min_robust: float | None = Field(None, ge=0, le=100, description="floor of robust accuracy, percent")
     min_clean: float | None = Field(None, ge=0, le=100, description="floor of clean accuracy, percent")
     batch_size: int = Field(128, ge=1)
+
+
+def gates_of(gates: Gates, audit: AuditConfig) -> Gates:
+    """The gates in force: those of a policy, overridden by what was set beside it; a drop always has a bound."""
+    tolerance = audit.tolerance if "tolerance" in audit.model_fields_set else None
+    found = {
+        "clean_drop": _first(tolerance, gates.clean_drop, audit.tolerance),
+        "robust_drop": _first(tolerance, gates.robust_drop, audit.tolerance),
+        "min_clean": _first(audit.min_clean, gates.min_clean),
+        "min_robust": _first(audit.min_robust, gates.min_robust),
+    }
+    return gates.model_copy(update=found)
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def bounds_told(gates: Gates, audit: AuditConfig) -> dict[str, Any]:
+    """The bounds as a result holds them: the options, and the gates that came out of them and of the policy."""
+    return {**audit.model_dump(exclude={"policy", "n"}), "gates": gates_of(gates, audit).model_dump(exclude_none=True)}
 
 
 def read_policy(name: str) -> Policy:

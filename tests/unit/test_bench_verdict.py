@@ -28,7 +28,7 @@ def test_the_corner_where_the_score_test_errs():
 def test_power_as_tabled():
     case = next(c for c in CASES if c.n == 618 and c.drop == 0)
     found = exact(case)
-    assert found["pass"] == pytest.approx(0.66, abs=0.02) and found["fail"] < 1e-6
+    assert found["pass"] == pytest.approx(0.66, abs=0.02) and found["fail"] < 1e-4
 
 
 def test_the_command(capsys, monkeypatch):
