@@ -2,35 +2,85 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from robustkd.cli._print import Json, emit, say
+from robustkd.cli._targets import profiles_of
 
 if TYPE_CHECKING:
     from robustkd.bundle import Bundle
-    from robustkd.recipe.target import Target
 
-Precision = Literal["fp32", "fp16", "int8", "int8-fp16"]
+
+class Precision(str, Enum):
+    """A Literal cannot be repeated on a command line; the values are those of `recipe.target.Precision`."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    INT8_FP16 = "int8-fp16"
+
+
+_INT8 = "int8"
 
 
 def export(
     checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="[CHECKPOINT]", help="A checkpoint bundle or its run; left out, the newest one.")
+        Path | None,
+        typer.Argument(
+            metavar="[CHECKPOINT]",
+            help="A checkpoint bundle or its run; left out, the newest one. For engines also an onnx bundle or file.",
+        ),
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="A shipped target profile or a path to your own YAML; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--target", help="A shipped target profile or your own YAML; with --rtx also GPUs: sm86,sm89. Repeatable."
+        ),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="An ONNX file.")] = False,
-    trt: Annotated[bool, typer.Option("--trt", help="A TensorRT engine; not built by this version.")] = False,
-    rtx: Annotated[bool, typer.Option("--rtx", help="A TensorRT-RTX engine; not built by this version.")] = False,
+    trt: Annotated[bool, typer.Option("--trt", help="An engine of the TensorRT of this machine.")] = False,
+    rtx: Annotated[bool, typer.Option("--rtx", help="A TensorRT-RTX engine; builds without a GPU.")] = False,
     precision: Annotated[
-        Precision | None, typer.Option("--precision", help="Precision of --onnx, --trt and --rtx; this version builds fp32.")
+        list[Precision] | None, typer.Option("--precision", help="Of --onnx (fp32), --trt and --rtx (fp16). Repeatable.")
     ] = None,
     batch: Annotated[
         str | None, typer.Option("--batch", metavar="MIN:OPT:MAX", help="Batch sizes to check and promise, for example 1:8:64.")
+    ] = None,
+    int8_profile: Annotated[
+        Literal["trt", "ort-cpu"] | None,
+        typer.Option("--int8-profile", help="int8 for TensorRT (default) or for ONNX Runtime on CPUs.", rich_help_panel=_INT8),
+    ] = None,
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            "--calib",
+            metavar="D",
+            help="Calibration images; left out, the checkpoint's training images.",
+            rich_help_panel=_INT8,
+        ),
+    ] = None,
+    calib_n: Annotated[int | None, typer.Option("--calib-n", min=1, help="How many; 512.", rich_help_panel=_INT8)] = None,
+    calib_attack: Annotated[
+        bool, typer.Option("--calib-attack", help="Attack them within the checkpoint's threat model.", rich_help_panel=_INT8)
+    ] = False,
+    calib_method: Annotated[
+        Literal["percentile", "minmax"] | None,
+        typer.Option("--calib-method", help="How a range follows from the values; percentile.", rich_help_panel=_INT8),
+    ] = None,
+    calib_seed: Annotated[
+        int | None, typer.Option("--calib-seed", min=0, help="Of the choice of images; 0.", rich_help_panel=_INT8)
+    ] = None,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option("--keep-fp32", metavar="NODE", help="A node or layer that stays in float32. Repeatable."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="K=V", help="Change a field of the profile: --set engine.level=5. Repeatable."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Where the data sets are; the parity check needs test images.")
@@ -44,72 +94,79 @@ def export(
 
     Without --target, --onnx, --trt or --rtx the targets of the checkpoint's recipe are built.
     """
-    kinds = [
-        kind for kind, asked in (("onnx", onnx or bool(precision and not (trt or rtx))), ("trt", trt), ("rtx", rtx)) if asked
-    ]
-    if precision and target:
-        raise typer.BadParameter("it belongs to --onnx, --trt and --rtx; a --target states its own", param_hint="--precision")
-    sizes = _batches(batch)
+    kinds = [kind for kind, asked in (("onnx", onnx or (precision and not (trt or rtx))), ("trt", trt), ("rtx", rtx)) if asked]
+    _check_batch(batch)
+    calibration = {"data": calib, "n": calib_n, "attack": calib_attack or None, "method": calib_method, "seed": calib_seed}
 
-    from robustkd.api import export as build
-    from robustkd.exporting.verb import find_checkpoint, resolve
+    from robustkd.exporting.verb import export as build
+    from robustkd.exporting.verb import find_checkpoint, resolve, targets_of
 
-    profiles = resolve([*(target or ()), *(_profile(kind, precision) for kind in kinds)])
-    found = find_checkpoint(checkpoint)
+    found = None if (target or kinds) else find_checkpoint(checkpoint)
+    profiles = profiles_of(
+        target or [],
+        kinds if not target or kinds else [],
+        [p.value for p in precision or []],
+        [] if found is None else targets_of(found),
+        int8_profile=int8_profile,
+        calibration={key: value for key, value in calibration.items() if value is not None},
+        keep=keep_fp32 or [],
+        batch=batch,
+        settings=settings or [],
+    )
+    resolve(profiles, str(checkpoint or "BUNDLE"))
+    found = found or find_checkpoint(checkpoint)
     say(f"checkpoint: {found}" + ("" if checkpoint else " (the newest one)"))
-    if sizes:
-        profiles = _promise(profiles or _of_recipe(found), sizes[-1])
-    made = build(found, targets=profiles, output=output, data=data, **({"batches": sizes} if sizes else {}))
-    _print(found, made, as_json=json)
+    _print(found, build(found, targets=profiles, output=output, data=data), as_json=json)
 
 
-def _batches(text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return ()
-    parts = text.split(":")
-    sizes = tuple(int(part) for part in parts if part.isdecimal())
-    if len(parts) != 3 or len(sizes) != 3 or sizes[0] < 1 or sorted(sizes) != list(sizes):
-        raise typer.BadParameter(f"{text!r} is not MIN:OPT:MAX, for example 1:8:64", param_hint="--batch")
-    return sizes
+def _check_batch(text: str | None) -> None:
+    from robustkd.recipe.target import parse_batch
 
-
-def _profile(kind: str, precision: Precision | None) -> Target:
-    from robustkd.recipe.target import Target
-
-    wanted = precision or ("fp32" if kind == "onnx" else "fp16")
-    return Target.model_validate({"name": f"{kind}-{wanted}", "kind": kind, "precision": wanted})
-
-
-def _of_recipe(checkpoint: Path) -> list[Target]:
-    from robustkd.bundle import Bundle
-    from robustkd.exporting.verb import DEFAULT_TARGET, resolve
-
-    recipe = Bundle.open(checkpoint, kind="checkpoint", check=False).manifest.recipe
-    return resolve(recipe.get("targets") or (DEFAULT_TARGET,))
-
-
-def _promise(targets: list[Target], largest: int) -> list[Target]:
-    return [target.model_copy(update={"max_batch": largest}) for target in targets]
+    if text is not None:
+        try:
+            parse_batch(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--batch") from None
 
 
 def _print(checkpoint: Path, made: list[Bundle], *, as_json: bool) -> None:
-    told: dict[str, Any] = {}
-    for bundle in made:
-        file, extra = bundle.file(".onnx"), bundle.manifest.model_extra or {}
-        told[extra["target"]["name"]] = {
-            "bundle": str(bundle.path),
-            "file": str(file),
-            "sha256": bundle.manifest.files[file.name],
-            "precision": bundle.manifest.precision,
-            "parity": extra["parity"],
-        }
+    told = {(bundle.manifest.model_extra or {})["target"]["name"]: _facts(bundle) for bundle in made}
     if as_json:
         emit({"checkpoint": str(checkpoint), "targets": told})
         return
     for name, facts in told.items():
-        parity = facts["parity"]
-        typer.echo(
-            f"{name}: {facts['file']}\n"
-            f"  same class on {parity['agreement']:.2%} of {parity['n']} test images; largest logit difference "
-            f"{parity['max_abs']:.2g}, allowed {parity['tolerance']:.2g}"
+        typer.echo(f"{name}: {facts['file']} ({facts['bytes'] / 1e6:.2f} MB)")
+        for line in _lines(facts):
+            typer.echo(f"  {line}")
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    extra = bundle.manifest.model_extra or {}
+    file = bundle.file(".engine" if bundle.manifest.kind == "engine" else ".onnx")
+    return {
+        "bundle": str(bundle.path),
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        "sha256": bundle.manifest.files[file.name],
+        "precision": bundle.manifest.precision,
+        **{key: extra[key] for key in ("parity", "gates", "lowering", "calibration", "engine") if key in extra},
+    }
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    lines = []
+    for parity in facts.get("gates", {}).values():
+        lines.append(
+            f"{parity['between'][1]}: same class as {parity['between'][0]} on {parity['agreement']:.2%} of {parity['n']} "
+            f"test images; largest logit difference {parity['max_abs']:.2g}, allowed {parity['tolerance']:.2g}"
         )
+    if calibration := facts.get("calibration"):
+        attacked = "attacked " if calibration["attack"] else ""
+        lines.append(f"calibrated on {calibration['n']} {attacked}images of {calibration['data']}, {calibration['method']}")
+    if sensitive := facts.get("lowering", {}).get("sensitive"):
+        named = ", ".join(f"{s['layer'] or s['node']} ({s['mean_abs']:.2g})" for s in sensitive)
+        lines.append(f"most sensitive layers, by the mean logit difference of each alone: {named}")
+    if engine := facts.get("engine"):
+        verified = "verified on this GPU" if engine["verified"] else f"not verified: {engine['reason']}"
+        lines.append(f"{engine['builder']} {engine['builder_version']}, {verified}")
+    return lines

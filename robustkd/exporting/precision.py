@@ -107,7 +107,8 @@ def _state(model: Any, target: Target) -> None:
     told: dict[str, str] = {f"{PREFIX}precision": target.precision}
     if target.quantized:
         told[f"{PREFIX}int8_profile"] = target.int8_profile
-    left = [(e.key, e.value) for e in model.metadata_props if e.key not in told]
+    # what the quantizer notes about itself is no business of who loads the file
+    left = [(e.key, e.value) for e in model.metadata_props if e.key not in told and e.key.startswith(PREFIX)]
     del model.metadata_props[:]
     for key, value in sorted([*left, *told.items()]):
         model.metadata_props.add(key=key, value=value)

@@ -37,7 +37,9 @@ class _Probe:
         size = source.shape[0] if isinstance(source.shape[0], int) else _BATCH
         for first in range(0, len(images), size):
             part = images[first : first + size]
-            values = dict(zip(self.names, self.session.run(self.names, {source.name: part}), strict=True))
+            # asked for no names, a session returns everything
+            found = self.session.run(self.names, {source.name: part}) if self.names else []
+            values = dict(zip(self.names, found, strict=True))
             yield values if self.given is None else {self.given: part, **values}
 
 

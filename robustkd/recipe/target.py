@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from robustkd.recipe.reading import read, validate
+from robustkd.errors import ConfigError
+from robustkd.recipe.reading import Key, Source, override, read, validate
 
 Kind = Literal["onnx", "trt", "rtx"]
 Precision = Literal["fp32", "fp16", "int8", "int8-fp16"]
@@ -92,10 +94,38 @@ class Target(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+def amend(target: Target, settings: Iterable[str] = (), **fields: Any) -> Target:
+    """The profile with some fields changed, as options of a command do; fields of sections are merged.
+
+    Args:
+        target: the profile.
+        settings: `key.path=value`, applied last.
+        **fields: new values.
+
+    Raises:
+        ConfigError: a value is wrong, or does not go with the others.
+    """
+    values = target.model_dump(mode="json")
+    told = {key: {**values[key], **new} if isinstance(new, dict) else new for key, new in fields.items()}
+    place = f"options of the command, target {target.name}"
+    origins: dict[Key, str] = {(): place, **{(key,): place for key in values}}
+    return _valid(override(Source({**values, **told}, origins), settings))
+
+
 def read_target(name: str) -> Target:
     """A shipped profile by name, or the user's own YAML file.
 
     Raises:
         ConfigError: there is no such profile, or it is wrong.
     """
-    return validate(Target, read("target", name))
+    return _valid(read("target", name))
+
+
+def _valid(source: Source) -> Target:
+    try:
+        return validate(Target, source)
+    except ConfigError as error:
+        if error.fix:
+            raise
+        fix = "see `robustkd show target cpu-int8`, or `robustkd export --help`"  # values that are wrong only together
+        raise ConfigError(error.what, where=error.where, fix=fix) from None

@@ -31,14 +31,16 @@ def test_bare_export_takes_the_newest_checkpoint_and_json_is_all_of_stdout(cli: 
     bundle = Bundle.open(run / "cpu-fp32", kind="onnx")
     assert facts["bundle"] == str(bundle.path) and facts["sha256"] == sha256(Path(facts["file"]))
     assert (facts["precision"], facts["parity"]["ok"], facts["parity"]["batches"]) == ("fp32", True, [1, 4, 32, 256])
-    assert (bundle.manifest.model_extra or {})["target"]["max_batch"] == 32
+    assert (bundle.manifest.model_extra or {})["target"]["batch"] == [1, 4, 32]
 
 
 def test_named_checkpoint_target_and_output(command: Command, run: Path, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text("extends: cpu-fp32\nopset: 18\n")
     code, out, err = command("export", run, "--target", "small.yaml", "--output", "out")
     assert (code, err) == (0, f"checkpoint: {run / 'checkpoint'}\n")
-    assert out.startswith("small: out/small/model.onnx\n  same class on 100.00% of 256 test images; largest logit difference ")
+    first, second = out.splitlines()
+    assert first.startswith("small: out/small/model.onnx (") and first.endswith(" MB)")
+    assert second.startswith("  export: same class as source on 100.00% of 256 test images; largest logit difference ")
     assert (tmp_path / "out" / "small" / "model.onnx").is_file()
     code, _, err = command("export", run, "--target", "small.yaml", "--output", "out")
     assert code == 5 and "there is something here already" in err
@@ -47,11 +49,14 @@ def test_named_checkpoint_target_and_output(command: Command, run: Path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--trt"], 4, "exports ONNX in fp32 only; trt-fp16 asks for trt in fp16"),
-        (["--rtx"], 4, "rtx-fp16 asks for rtx in fp16"),
-        (["--precision", "int8"], 4, "onnx-int8 asks for onnx in int8"),
-        (["--onnx", "--trt", "--precision", "fp32"], 4, "trt-fp32 asks for trt in fp32"),
-        (["--target", "jetson-orin-fp16"], 3, "jetson-orin-fp16 is not a shipped target"),
+        (["--target", "jetson-orin-fp61"], 3, "did you mean jetson-orin-fp16?"),
+        (["--onnx", "--set", "opset=99"], 3, "at: --set opset=99"),
+        (["--trt", "--precision", "int8", "--int8-profile", "ort-cpu"], 3, "no TensorRT reads it"),
+        (["--keep-fp32", "layer1.0.conv1"], 2, "add --precision fp16 or int8"),
+        (["--calib-n", "64"], 2, "add --precision int8"),
+        (["--onnx", "--int8-profile", "ort-cpu"], 2, "add --precision int8"),
+        (["--onnx", "--target", "sm86"], 2, "GPUs are named for --rtx"),
+        (["--onnx", "--target", "cpu-int8", "--int8-profile", "trt"], 2, "--int8-profile"),
         (["--target", "cpu-fp32", "--precision", "fp32"], 2, "--precision"),
         (["--precision", "fp8"], 2, "fp8"),
         (["--batch", "8"], 2, "'8' is not MIN:OPT:MAX"),
