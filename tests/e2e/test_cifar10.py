@@ -12,10 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from robustkd.bundle import ModelInfo, create
 from robustkd.datasets.cifar10 import CLASSES
+from robustkd.datasets.npz import NpzConfig
+from robustkd.errors import NumericsError
+from robustkd.recipe.schema import TeacherConfig
 from robustkd.threat import ThreatModel
+from robustkd.training.teachers import load_teachers
+from robustkd.training.verify_teacher import Verifier
 from tests.real_data import cifar10_npz, need_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -67,6 +73,34 @@ def test_the_audit_reproduces_the_teachers_published_clean_accuracy(cli, files, 
     assert result["engine"]["clean_accuracy"]["estimate"] == pytest.approx(0.8381, abs=0.010)
 
 
+@pytest.mark.parametrize("normalize", [None, {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2471, 0.2435, 0.2616]}])
+def test_it_is_measured_as_published_and_found_out_behind_a_normalisation_it_never_had(files, tmp_path, normalize):
+    _, test, weights = files
+    model = NET if normalize is None else {**NET, "normalize": normalize}
+    teacher = {"path": str(weights), "model": model, "reported": {"clean": 0.8381, "pgd10": 0.368}}
+    images = NpzConfig(name="npz", test=(test,), classes=CLASSES)
+    lines: list[str] = []
+    verifier = Verifier(images, torch.device("cpu"), tmp_path / "teachers.json", lines.append)
+
+    def load() -> None:
+        load_teachers(
+            (TeacherConfig.model_validate(teacher),),
+            channels=3,
+            classes=10,
+            size=(32, 32),
+            device=torch.device("cpu"),
+            threat=ThreatModel(),
+            measure=verifier,
+        )
+
+    if normalize is None:
+        load()
+        assert len(lines) == 1 and lines[0].endswith("; as expected") and "of 1000 images, PGD-10 " in lines[0]
+    else:
+        with pytest.raises(NumericsError, match="does not answer as reported: clean "):
+            load()
+
+
 def test_a_student_learns_from_it_and_its_export_is_audited(cli, files, tmp_path):
     """Two epochs of 300 steps of DGAD: well above chance under attack, and the exported file agrees.
 
@@ -78,7 +112,7 @@ def test_a_student_learns_from_it_and_its_export_is_audited(cli, files, tmp_path
     recipe = {
         "dataset": {"name": "npz", "train": [str(train)], "test": [str(test)], "classes": list(CLASSES), "holdout": 400},
         "student": {"name": "resnet18", "width": 0.125},
-        "teachers": [{"role": "robust", "path": str(weights), "model": NET}],
+        "teachers": [{"path": str(weights), "model": NET, "reported": {"clean": 0.8381, "pgd10": 0.368}}],
         "method": {"name": "dgad"},
         "inner": {"steps": 3, "step_size": "4/255"},
         "train": {"epochs": 2, "batch_size": 32, "schedule": {"name": "onecycle"}, "tensorboard": False},
