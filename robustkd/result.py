@@ -92,6 +92,8 @@ class Difference(Value):
     mcnemar_p: float
     b: int = Field(description="source robust, engine broken")
     c: int = Field(description="engine robust, source broken")
+    clean_b: int | None = Field(None, description="clean images that only the source gets right")
+    clean_c: int | None = Field(None, description="clean images that only the engine gets right")
 
 
 class KitUsed(Value):

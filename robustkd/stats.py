@@ -7,6 +7,7 @@ confidence interval for the difference in proportions for the paired-sample desi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from scipy.optimize import brentq
 from scipy.stats import beta, binom, norm
@@ -95,6 +96,42 @@ def _score(b: int, c: int, n: int, drop: float) -> float:
     if variance <= 0:  # only where the hypothesis leaves no room for the other cell
         return math.copysign(math.inf, difference) if difference else 0.0
     return difference / math.sqrt(variance)
+
+
+def drop_p(b: int, c: int, n: int, margin: float) -> float:
+    """One-sided p value of "the paired drop is less than the margin": Tango's score, and the exact binomial where c is 0.
+
+    At most alpha exactly where the upper limit of level 1 - alpha is at most the margin.
+    """
+    if min(b, c) < 0 or b + c > n or n < 1 or not 0 < margin < 1:
+        raise ValueError(f"not a paired table and a margin: b={b}, c={c}, n={n}, margin={margin}")
+    score = float(norm.cdf(_score(b, c, n, margin)))
+    return score if c else max(score, float(binom.cdf(b, n, margin)))
+
+
+def floor_p(k: int, n: int, floor: float) -> float:
+    """One-sided p value of "the share is above the floor", the score test behind Wilson's interval.
+
+    Raises:
+        ValueError: k is not in 0..n.
+    """
+    _check_count(k, n)
+    if n == 0 or not 0 < floor < 1:
+        return 1.0 if n == 0 or floor >= 1 else 0.0
+    return float(norm.sf((k / n - floor) / math.sqrt(floor * (1 - floor) / n)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values, in the order given: rejecting those of at most alpha errs at all with at most alpha.
+
+    Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6, 1979.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
 
 
 def needed_n(

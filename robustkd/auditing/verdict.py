@@ -69,6 +69,8 @@ def difference(counts: Counts) -> Difference | None:
         mcnemar_p=mcnemar_exact(robust.b, robust.c),
         b=robust.b,
         c=robust.c,
+        clean_b=clean.b,
+        clean_c=clean.c,
     )
 
 

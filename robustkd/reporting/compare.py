@@ -8,10 +8,55 @@ from typing import Any
 from robustkd.reporting import numbers
 from robustkd.result import AuditResult
 
+#: error allowed to all claims together
+ALPHA = 0.05
+
 
 def compare(results: Sequence[AuditResult]) -> list[dict[str, Any]]:
-    """One row per audit: artifact, precision, accuracies with intervals, drop against the source, verdict. Fractions."""
-    return [_row(result) for result in results]
+    """One row per audit: artifact, precision, accuracies with intervals, drop against the source, verdict. Fractions.
+
+    `p` is the p value of the claim that every bound on an accuracy is met, None where nothing was claimed; `p_holm` is
+    adjusted for all the claims side by side, and `pass_jointly` says whether a pass still holds then.
+    """
+    return [_row(result) | joint for result, joint in zip(results, _jointly(results), strict=True)]
+
+
+def _jointly(results: Sequence[AuditResult]) -> list[dict[str, Any]]:
+    from robustkd.stats import holm
+
+    claims = [claim_p(result) for result in results]
+    adjusted = iter(holm([p for p in claims if p is not None]))
+    rows = []
+    for result, p in zip(results, claims, strict=True):
+        p_holm = next(adjusted) if p is not None else None
+        sure = result.verdict.status == "pass" and p_holm is not None and p_holm <= ALPHA
+        rows.append({"p": p, "p_holm": p_holm, "pass_jointly": sure})
+    return rows
+
+
+def claim_p(result: AuditResult) -> float | None:
+    """The p value of "all bounds on accuracies are met": the largest of theirs, on the scale where 0.05 decides.
+
+    None where there is no bound, the figures cannot be trusted, or the result is of a version without the counts.
+    """
+    from robustkd.stats import drop_p, floor_p  # scipy takes a while to load, and a page needs none of it
+
+    bounds = result.policy.get("bounds") or {}
+    gates, d, n = bounds.get("gates") or {}, result.difference, result.dataset.n
+    tolerance = bounds.get("tolerance")
+    found = []
+    if d is not None:
+        for b, c, key in ((d.clean_b, d.clean_c, "clean_drop"), (d.b, d.c, "robust_drop")):
+            margin = gates.get(key, tolerance)
+            if b is None or c is None or margin is None:
+                return None
+            found.append(drop_p(b, c, n, margin / 100) if 0 < margin < 100 else float(margin <= 0))
+    for seen, key in ((result.engine.clean_accuracy, "min_clean"), (result.engine.robust_accuracy, "min_robust")):
+        floor = gates.get(key, bounds.get(key))
+        if floor is not None:
+            # a floor is held against a two-sided interval, which gives each side half the error
+            found.append(min(1.0, 2 * floor_p(round(seen.estimate * n), n, floor / 100)))
+    return max(found) if found and result.verdict.status != "invalid" else None
 
 
 def _row(result: AuditResult) -> dict[str, Any]:
