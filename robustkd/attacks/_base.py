@@ -42,6 +42,8 @@ class Attack(BaseModel, frozen=True, extra="forbid"):
     """Whether it returns 8-bit images only."""
     per_image: ClassVar[bool] = False
     """Whether the randomness of an image depends on that image alone, not on its place or its batch."""
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    """The norms it knows."""
     name: str
 
     def obstacle(self, classes: int) -> str:
@@ -67,7 +69,7 @@ class Attack(BaseModel, frozen=True, extra="forbid"):
             return Found(x.clone(), 0)
         with prepared(model), isolated(seed):
             guard = Guard(model, x, y, threat)
-            if self.obstacle(guard.classes):
+            if self.obstacle(guard.classes) or threat.norm not in self.norms:
                 return Found(x.clone(), guard.forwards)
             settled = guard.settle(self._search(guard, x, y, threat, seed))
             # projecting moves an 8-bit image by the rounding of float32

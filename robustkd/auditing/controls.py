@@ -58,7 +58,7 @@ def memorised(job: Job, policy: Policy, unseen: Unseen | None) -> Check:
     if not job.ledger.engine.clean.robust.any():
         return Check(name=name, status="skipped", bound=BLOCK, message="no image is right when clean")
     mirrored, fresh = _mirrored(job, policy), _fresh(job, policy, unseen) if unseen is not None else []
-    cleared = bool(fresh) and all(drop.points <= WARN for drop in fresh)
+    cleared = bool(fresh) and all(_status(drop) == "ok" for drop in fresh)
     judged = [(drop, _status(drop)) for drop in fresh]
     judged += [(drop, _status(drop, doubted=cleared and job.source is None)) for drop in mirrored]
     order: tuple[CheckStatus, ...] = ("ok", "warn", "block")

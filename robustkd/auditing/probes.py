@@ -24,6 +24,8 @@ Labels = NDArray[np.int64]
 SAMPLE = 128
 #: margins below this part of the spread of the logits are rounding, not decisions
 ROUNDING = 1e-3
+#: distinct outputs, as a part of all outputs, below which they are quantised
+COARSE = 0.25
 #: agreement of source and engine on clean images below which they are not the same model
 PARITY = 0.5
 
@@ -68,6 +70,15 @@ def output_kind(logits: Logits) -> Kind:
     if probabilities and ((top == 1) & (rest.max(axis=1) == 0)).mean() > 0.5:
         return "labels"
     return "probabilities" if probabilities else "logits"
+
+
+def coarse(logits: Logits) -> bool:
+    """Whether outputs are so few values that classes tie and searches stand still, as those of an int8 engine do."""
+    rows = logits[np.isfinite(logits).all(axis=1)]
+    if rows.shape[0] == 0 or rows.shape[1] < 2:
+        return False
+    top = np.sort(rows, axis=1)[:, -2:]
+    return bool((top[:, 0] == top[:, 1]).any() or len(np.unique(rows)) < COARSE * rows.size)
 
 
 def deterministic(engine: Side, x: Images, y: Labels, logits: Logits) -> Check:

@@ -109,7 +109,7 @@ def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str
         if piece is None:
             begun = time.perf_counter()
             found = (
-                _chunk(job, step, step.attack, index, seed_of(job.seed, step.name, number))
+                _chunk(job, step, step.attack, index, seed_of(job.seed, step.name, 0 if step.attack.per_image else number))
                 if step.attack
                 else _round(job, steps, number, index)
             )

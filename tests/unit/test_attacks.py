@@ -23,6 +23,7 @@ SMALL = {
     "fab-t": {"steps": 8},
     "square": {"queries": 40},
     "apgd-grid": {"steps": 12},
+    "square-ties": {"queries": 40},
 }
 THREATS = [ThreatModel(eps=8 / 255), ThreatModel(eps=0.05), ThreatModel(norm="l2", eps=0.5)]
 
@@ -138,7 +139,7 @@ def test_few_classes_do_not_crash(name, classes):
         assert name == "apgd-t" and classes < 4 and torch.equal(found.x_adv, x)
     elif name != "noise":
         changed = net(found.x_adv).argmax(1) != net(x).argmax(1)
-        assert changed.all() if name != "square" else changed.float().mean() > 0.5
+        assert changed.all() if not name.startswith("square") else changed.float().mean() > 0.5
 
 
 def on_grid(x):
