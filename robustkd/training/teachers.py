@@ -24,12 +24,12 @@ from robustkd.models._foreign import read_foreign
 from robustkd.recipe.reading import Key, read_yaml, validate
 from robustkd.recipe.schema import AnyModel, Figures, Recipe, TeacherConfig, VerifyConfig
 from robustkd.threat import ThreatModel
+from robustkd.training.fitting import Shape, fits, needs_model, same_order, takes, tried
 from robustkd.training.places import folders, here
 from robustkd.training.published import build_published, published
 from robustkd.training.sources import Listen, bring, digest_of, locate, remember, remote
 
 FOLDER = Path(__file__).parent.parent / "teachers"
-Shape = tuple[int, int, int]
 UNHEARD: Listen = lambda event: None  # noqa: E731
 
 
@@ -231,21 +231,21 @@ class _Finder:
         source = str(config.path)
         if published(source):
             net, digest = build_published(source, channels=self.shape[0], classes=self.classes)
-            _tried(source, net.eval(), self.shape, torch.device("cpu"))
+            tried(source, net.eval(), self.shape, torch.device("cpu"))
             return _Found(net, Path(source), digest)
         if remote(source):
-            _needs_model(source, config.model)
+            needs_model(source, config.model)
         path = locate(source, self.root, digest=config.sha256, listen=self.listen)
         if (path / MANIFEST).is_file():
             return self._bundle(path)
-        model = _needs_model(source, config.model)
-        _takes(source, model, self.shape, self.classes)
+        model = needs_model(source, config.model)
+        takes(source, model, self.shape, self.classes)
         return self._file(path, model, config.sha256, first=remote(source))
 
     def _by_card(self, name: str) -> _Found:
         card = read_card(name)
         _card_fits(card, self.shape, self.classes)
-        _takes(name, card.model, self.shape, self.classes)
+        takes(name, card.model, self.shape, self.classes)
         file = weights_of(card, self.root, listen=self.listen)
         # a .safetensors of the same name is another file than the one the digest is of
         digest = card.sha256 if file.name == Path(card.file).name or card.source is not None else None
@@ -254,8 +254,8 @@ class _Finder:
     def _bundle(self, path: Path) -> _Found:
         bundle = Bundle.open(path, kind="checkpoint")
         if (info := bundle.manifest.model) is not None:
-            _fits(str(path), info.input_shape, len(info.classes), self.shape, self.classes)
-            _same_order(str(path), info.classes, self.names)
+            fits(str(path), info.input_shape, len(info.classes), self.shape, self.classes)
+            same_order(str(path), info.classes, self.names)
         file = bundle.file("model.safetensors")
         return _Found(load_net(bundle), file, sha256(file))
 
@@ -266,16 +266,6 @@ class _Finder:
         net = model.build(channels=self.shape[0], classes=self.classes)
         load_state(net, state, str(file))
         return _Found(net, file, digest, first=first and wanted is None)
-
-
-def _needs_model(source: str, model: ModelConfig | None) -> ModelConfig:
-    if model is None:
-        raise ConfigError(
-            "a teacher file needs its architecture",
-            where=source,
-            fix="add teachers[].model: {name: resnet18}",
-        )
-    return model
 
 
 def weights_of(card: Card, root: Path | None = None, *, listen: Listen = UNHEARD) -> Path:
@@ -297,47 +287,4 @@ def weights_of(card: Card, root: Path | None = None, *, listen: Listen = UNHEARD
 
 def _card_fits(card: Card, shape: Shape, classes: int) -> None:
     size = card.size or 0
-    _fits(card.name, (card.channels, size, size), card.classes, shape, classes)
-
-
-def _fits(name: str, has: Shape, has_classes: int, wanted: Shape, classes: int) -> None:
-    if (has[0], has_classes) != (wanted[0], classes):
-        raise ConfigError(
-            f"teacher {name} is for {has[0]} channels and {has_classes} classes, the data has {wanted[0]} and {classes}",
-            fix="choose a teacher of this data set",
-        )
-    if has[1] and wanted[1] and has[1:] != wanted[1:]:
-        raise ConfigError(
-            f"teacher {name} is for images of {has[1]}x{has[2]} pixels, the data has {wanted[1]}x{wanted[2]}",
-            fix="choose a teacher of this data set",
-        )
-
-
-def _same_order(name: str, has: tuple[str, ...], wanted: tuple[str, ...]) -> None:
-    """The same classes in another order would teach every image a wrong label; other names may be other words for them."""
-    if has != wanted and sorted(has) == sorted(wanted):
-        first = next(i for i, (a, b) in enumerate(zip(has, wanted, strict=True)) if a != b)
-        raise ConfigError(
-            f"teacher {name} has the classes of the data in another order: class {first} is {has[first]}, not {wanted[first]}",
-            fix="give the data's classes in the teacher's order, or choose another teacher",
-        )
-
-
-def _takes(name: str, model: ModelConfig, shape: Shape, classes: int) -> None:
-    """Push one image without content through the architecture, on a device that computes shapes only."""
-    with torch.device("meta"):
-        net = model.build(channels=shape[0], classes=classes).eval()
-    _tried(name, net, shape, torch.device("meta"))
-
-
-def _tried(name: str, net: nn.Module, shape: Shape, device: torch.device) -> None:
-    if not shape[1]:
-        return
-    try:
-        with torch.no_grad():
-            net(torch.zeros(1, *shape, device=device))
-    except (RuntimeError, AssertionError, ValueError) as error:  # libraries assert sizes
-        raise ConfigError(
-            f"teacher {name} does not take images of {shape[1]}x{shape[2]} pixels",
-            fix="choose a teacher of this data set",
-        ) from error
+    fits(card.name, (card.channels, size, size), card.classes, shape, classes)
