@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from robustkd.cli._print import Json, emit, say
-from robustkd.cli._targets import profiles_of
+from robustkd.cli._targets import GPUS, profiles_of
 
 if TYPE_CHECKING:
     from robustkd.bundle import Bundle
@@ -98,14 +98,18 @@ def export(
     _check_batch(batch)
     calibration = {"data": calib, "n": calib_n, "attack": calib_attack or None, "method": calib_method, "seed": calib_seed}
 
+    from robustkd.exporting.trt.bundle import own_precision
     from robustkd.exporting.verb import export as build
     from robustkd.exporting.verb import find_checkpoint, resolve, targets_of
 
+    given = [p.value for p in precision or []]
+    if not given and checkpoint is not None and kinds and all(GPUS.fullmatch(name) for name in target or ()):
+        given = own_precision(checkpoint)  # a graph stays what it is; a checkpoint becomes what is usual for its kind
     found = None if (target or kinds) else find_checkpoint(checkpoint)
     profiles = profiles_of(
         target or [],
         kinds if not target or kinds else [],
-        [p.value for p in precision or []],
+        given,
         [] if found is None else targets_of(found),
         int8_profile=int8_profile,
         calibration={key: value for key, value in calibration.items() if value is not None},

@@ -18,9 +18,12 @@ def check_buildable(target: Target, place: str = "BUNDLE") -> Kind:
     """
     if target.kind == "onnx":
         return "onnx"
-    from robustkd.exporting.trt.builder import check_options
+    from robustkd.engines._tensorrt import library
+    from robustkd.exporting.trt.builder import check_capabilities, check_options
     from robustkd.exporting.trt.machine import choose, this_machine
 
-    kind = choose(target.kind, this_machine(), precision=target.precision, place=place)
+    kind = choose(target.kind, this_machine(), precision=target.precision, place=place, gpus=target.gpus)
     check_options(kind, target.engine)
+    if kind == "rtx":
+        check_capabilities(library("rtx"), target.engine.capabilities, f"target {target.name}")
     return kind

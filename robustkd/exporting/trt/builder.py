@@ -140,6 +140,21 @@ def _profile(builder: Any, network: Any, config: Any, batch: BatchRange, where: 
 
 def _capabilities(trt: Any, config: Any, wanted: tuple[str, ...], where: str) -> None:
     """Set the GPUs to build for; none named means what the library targets by default."""
+    check_capabilities(trt, wanted, where)
+    known = capabilities_of(trt)
+    if wanted:
+        config.num_compute_capabilities = len(wanted)
+    for index, name in enumerate(wanted):
+        if not config.set_compute_capability(known[name], index):
+            raise RequirementError(f"TensorRT-RTX refuses {name}", where=where, fix=f"name some of {', '.join(known)}")
+
+
+def check_capabilities(trt: Any, wanted: tuple[str, ...], where: str) -> None:
+    """Refuse GPUs that the installed TensorRT-RTX does not know.
+
+    Raises:
+        RequirementError: it does not know one.
+    """
     known = capabilities_of(trt)
     if missing := [name for name in wanted if name not in known]:
         raise RequirementError(
@@ -147,11 +162,6 @@ def _capabilities(trt: Any, config: Any, wanted: tuple[str, ...], where: str) ->
             where=where,
             fix="name GPUs that it knows, or build with classic TensorRT on the device: `robustkd export BUNDLE --trt`",
         )
-    if wanted:
-        config.num_compute_capabilities = len(wanted)
-    for index, name in enumerate(wanted):
-        if not config.set_compute_capability(known[name], index):
-            raise RequirementError(f"TensorRT-RTX refuses {name}", where=where, fix=f"name some of {', '.join(known)}")
 
 
 def capabilities_of(trt: Any) -> dict[str, Any]:

@@ -27,6 +27,18 @@ def is_graph(path: Path) -> bool:
     return Bundle.open(path, check=False).manifest.kind == "onnx"
 
 
+def own_precision(path: Path) -> list[str]:
+    """The precision of an ONNX file or onnx bundle; nothing for a checkpoint.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    if not is_graph(path):
+        return []
+    file = path if path.is_file() else Bundle.open(path, kind="onnx", check=False).file(".onnx")
+    return [read_graph(file).precision]
+
+
 def build_bundle(
     path: Path,
     target: Target,
