@@ -34,13 +34,14 @@ class Step:
         return self.attack is None or self.attack.grid
 
 
-def plan(policy: Policy, *, twin: bool, source: bool) -> list[Step]:
+def plan(policy: Policy, *, twin: bool, source: bool, coarse: bool = False) -> list[Step]:
     """The steps in order: baseline, surrogate, replay, black box, 8 bit. Without a twin only what needs no gradient.
 
     Args:
         policy: what is asked for.
         twin: gradients can be had (of the source, or of the artifact itself).
         source: there is another model to hold the engine against.
+        coarse: the engine's outputs are so few values that they tie and stand still, as those of an int8 engine do.
     """
     steps = []
     if policy.noise_draws:
@@ -53,6 +54,8 @@ def plan(policy: Policy, *, twin: bool, source: bool) -> list[Step]:
         steps += [_step(name, "replay", "source", **knobs) for name, knobs in _auto(policy, fab=True)]
     if policy.square_queries:
         steps.append(_step("square", "blackbox", "engine", queries=policy.square_queries))
+    if coarse and policy.square_ties_queries:
+        steps.append(_step("square-ties", "blackbox", "engine", queries=policy.square_ties_queries))
     if policy.uint8 != "none":
         steps.append(Step(EIGHT_BIT[0], "blackbox", "pool", None))
     if policy.uint8 == "native" and twin and policy.apgd_steps:

@@ -186,7 +186,8 @@ def _begin(order: Order, shard: Shard) -> _Work:
     job = Job(
         x, y, threat, judge_e, judge_s, models, ledger, store, audit.batch_size, order.seed, device, order.progress, shard
     )
-    steps, skipped = _possible(plan(order.policy, twin=net is not None, source=source is not None), logits.shape[1])
+    wanted = plan(order.policy, twin=net is not None, source=source is not None, coarse=probes.coarse(logits))
+    steps, skipped = _possible(wanted, logits.shape[1], threat.norm)
     return _Work(job, kind, steps, [*checks, *skipped], begun, earlier)
 
 
@@ -302,8 +303,14 @@ def _probe(
     return found
 
 
-def _possible(steps: list[Step], classes: int) -> tuple[list[Step], list[Check]]:
-    """The steps that can run against so many classes, and a check for each that cannot."""
-    obstacles = {step.name: step.attack.obstacle(classes) if step.attack else "" for step in steps}
+def _possible(steps: list[Step], classes: int, norm: str) -> tuple[list[Step], list[Check]]:
+    """The steps that can run against so many classes in this norm, and a check for each that cannot."""
+    obstacles = {step.name: _obstacle(step, classes, norm) for step in steps}
     skipped = [Check(name=f"attack {name}", status="skipped", message=why) for name, why in obstacles.items() if why]
     return [step for step in steps if not obstacles[step.name]], skipped
+
+
+def _obstacle(step: Step, classes: int, norm: str) -> str:
+    if step.attack is None:
+        return ""
+    return step.attack.obstacle(classes) if norm in step.attack.norms else f"it does not know the norm {norm}"

@@ -31,6 +31,9 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     targets: int = Field(9, ge=0, description="targets of APGD-T, capped at classes - 1; 0 leaves it out")
     fab: bool = Field(False, description="run FAB-T on the source and replay it, as the standard AutoAttack does")
     square_queries: int = Field(1000, ge=0, description="queries of Square on the engine; 0 leaves it out")
+    square_ties_queries: int = Field(
+        0, ge=0, description="queries of our own Square, for engines of quantised outputs, which tie; 0 leaves it out"
+    )
     uint8: Literal["none", "post", "native"] = Field(
         "post", description="also judge 8-bit images: those of the other attacks rounded, or native attacks on the grid too"
     )
