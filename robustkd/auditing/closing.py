@@ -81,12 +81,16 @@ def _again(job: Job, steps: list[Step], means: Means) -> Check:
     return judged_afresh(found, means.reopen, _claims(job, steps), (channels, height, width), job.batch // 2 + 1)
 
 
+#: in which order a fresh process is asked: what was made on the source owes nothing to the engine's answers
+_ORDER = ("replay", "surrogate", "blackbox", "baseline")
+
+
 def _claims(job: Job, steps: list[Step]) -> Iterator[Claim]:
-    """Everything the audit says the engine answered: the strongest images first, the clean ones last.
+    """Everything the audit says the engine answered: the attacks first, then their rounded images, the clean ones last.
 
     An engine that remembers what it was asked would recognise the neighbour of a clean image; here it cannot.
     """
-    for _, piece in pieces(job, list(reversed(steps))):
+    for _, piece in pieces(job, sorted(steps, key=lambda step: (step.attack is None, _ORDER.index(step.level)))):
         index = piece["index"]
         yield Claim(piece["x_adv"], job.y[index], Judged(piece["engine_prediction"], piece["engine_margin"]))
     yield Claim(job.x, job.y, job.ledger.engine.clean)
