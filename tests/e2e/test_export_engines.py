@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from robustkd.bundle import Bundle, create
 from robustkd.engines._driver import probe
-from tests.conftest import Outcome
+from tests.conftest import Outcome, environment
 from tests.fake_tensorrt import rtx_installed
 from tests.unit.onnx_graphs import images, linear, save
 
@@ -60,6 +62,20 @@ def test_an_rtx_engine_in_the_graphs_own_precision(graph: Path, command: Command
     assert command("verify", bundle.path).code == 0
     if not probe().gpus:
         assert (told["engine"]["verified"], told["engine"]["reason"]) == (False, "no device")
+
+
+@pytest.mark.rtx
+@with_rtx
+def test_a_board_has_no_torch(graph: Path) -> None:
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'accelerate', 'onnxscript'):\n    sys.modules[name] = None\n"
+        "from robustkd.cli.app import run\n"
+        f"sys.exit(run(['export', {str(graph)!r}, '--rtx']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Bundle.open(graph.parent / "rtx-fp32", kind="engine").manifest.precision == "fp32"
 
 
 @pytest.mark.rtx
