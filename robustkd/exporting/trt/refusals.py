@@ -56,12 +56,12 @@ RULES = (
         RequirementError,
     ),
     Rule(
-        "OutOfMemory", "the device has too little memory for the build", "give a smaller --workspace or batch", RequirementError
+        "OutOfMemory", "the device has too little memory for the build", "lower engine.workspace_mib (--set) or the largest --batch", RequirementError
     ),
     Rule(
         "Could not find any implementation",
         "no kernel of this device fits a layer",
-        "give a larger --workspace, or another --precision",
+        "raise engine.workspace_mib (--set), or another --precision",
         RequirementError,
     ),
     Rule(
