@@ -20,6 +20,7 @@ COMMANDS = {
     "audit": "Attack an exported file itself and give a verdict.",
     "report": "Write one self-contained HTML page from audit results.",
     "compare": "Put audit results side by side.",
+    "bench": "Time artifacts side by side: latency and throughput.",
     "list": "List methods, recipes, targets, teachers, students, data sets, attacks or engines.",
     "show": "Show a recipe, target, teacher or method in full.",
     "copy": "Copy a recipe or target profile out, to edit it.",

@@ -14,7 +14,7 @@ from robustkd.bundle import MANIFEST, Bundle, newest_checkpoint
 from robustkd.datasets._base import ImageSet, balanced
 from robustkd.datasets._open import open_dataset
 from robustkd.engines._base import Images
-from robustkd.errors import ArtifactError, ConfigError
+from robustkd.errors import ArtifactError
 from robustkd.exporting.buildable import check_buildable
 from robustkd.recipe.target import Target, read_target
 
@@ -81,7 +81,11 @@ def _engines(path: Path, targets: Sequence[str | Target], output: Path | None, d
     from robustkd.exporting.trt.bundle import build_bundle
 
     if not targets:
-        raise ConfigError("an ONNX file is exported to an engine", where=str(path), fix="give --trt, --rtx or --target")
+        raise ArtifactError(
+            "this is of kind onnx, not checkpoint: it can become an engine and nothing else",
+            where=str(path),
+            fix="give --trt, --rtx or the --target of an engine, or name a checkpoint",
+        )
     return [build_bundle(path, target, output, images=_real_images(path, data)) for target in resolve(targets, str(path))]
 
 

@@ -1,0 +1,1 @@
+"""Stage: how long artifacts take, side by side on this machine."""
