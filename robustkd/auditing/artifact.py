@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]
 
+#: what is done without a source
+_ALONE = ": it is attacked through its own graph and held against no source; give --source"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -181,11 +184,11 @@ def _parent(subject: Subject, say: Callable[[str], None]) -> Bundle | None:
         return None
     place = subject.bundle.path.resolve().parent / "checkpoint"
     if not (place / MANIFEST).is_file():
-        say(f"the checkpoint this was exported from is not at {place}: no white-box attack can run; give --source")
+        say(f"the checkpoint this was exported from is not at {place}{_ALONE}")
         return None
     bundle = Bundle.open(place, kind="checkpoint")
     if bundle.digest not in _ancestors(subject.bundle):
-        say(f"{place} is not the checkpoint this was exported from: no white-box attack can run; give --source")
+        say(f"{place} is not the checkpoint this was exported from{_ALONE}")
         return None
     return bundle
 

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from robustkd.auditing.artifact import Subject, find_source, open_subject
+from robustkd.auditing.graph import graph_wanted
 from robustkd.auditing.kit import check_place
 from robustkd.auditing.run import Order
 from robustkd.auditing.steps import Event
@@ -51,6 +52,7 @@ class Ask:
         spec = self.dataset or self.subject.recipe.get("dataset")
         images, index = _images(spec, self.data_root, self.config.n, self.seed, self.say)
         with self.subject.engine(images.shape) as engine:
+            source = find_source(self.subject, self.source, self.say)
             yield Order(
                 engine,
                 artifact=self.subject.facts,
@@ -58,8 +60,16 @@ class Ask:
                 threat=self.threat,
                 policy=self.policy,
                 audit=self.config,
-                source=find_source(self.subject, self.source, self.say),
+                source=source,
                 twin=self.subject.net,
+                graph=graph_wanted(
+                    Path(self.subject.facts.path),
+                    self.subject.bundle,
+                    net=self.subject.net is not None,
+                    source=source is not None,
+                    precision=engine.info.precision,
+                    policy=self.policy,
+                ),
                 seed=self.seed,
                 folder=folder,
                 resume=resume,

@@ -126,7 +126,8 @@ def test_a_bare_file_needs_data_and_eps(home, tmp_path, policy):
     assert "--dataset" in caught.value.fix
     result, folder = audit(file, dataset=str(home / "data.npz"), eps="4/255", n=12, policy=policy)
     assert folder == tmp_path / "net-audit" and result.source is None and result.verdict.status == "inconclusive"
-    assert set(result.engine.attacks) == {"noise", "square", "uint8-post"}
+    assert {check.name: check.status for check in result.checks}["twin agreement"] == "ok"  # attacked through its own graph
+    assert set(result.engine.attacks) == {"noise", "pgd", "apgd-ce", "apgd-t", "square", "uint8-post"}
 
 
 def test_a_bare_file_with_a_source(home, tmp_path, policy):

@@ -28,8 +28,8 @@ class _Step:
 class OnnxModule(nn.Module):
     """An ONNX image classifier, differentiable to its input; `load.import_onnx` makes one.
 
-    Weights are buffers, so `.to(device)` moves them and no optimiser finds them. Half precision is rounded after every
-    node, levels of int8 are exact, and both let a gradient pass as `rounding` says.
+    Weights are frozen parameters and other constants buffers, so `.to(device)` moves them and nothing trains them. Half
+    precision is rounded after every node, levels of int8 are exact, and both let a gradient pass as `rounding` says.
 
     Attributes:
         input_shape: C, H, W.
@@ -45,7 +45,7 @@ class OnnxModule(nn.Module):
         nodes, constants = _folded(program)
         self._steps = _steps(nodes, program.scores)
         self._fixed: dict[str, Tensor] = {}  # numbers the operators read: they stay on the CPU
-        self._buffer_of: dict[str, str] = {}
+        self._name_of: dict[str, str] = {}
         for node in nodes:
             for place, name in enumerate(node.inputs):
                 if name in constants:
@@ -59,9 +59,12 @@ class OnnxModule(nn.Module):
     def _keep(self, name: str, value: Tensor, *, static: bool) -> None:
         if static:
             self._fixed[name] = value
-        elif name not in self._buffer_of:
-            self._buffer_of[name] = f"constant_{len(self._buffer_of)}"
-            self.register_buffer(self._buffer_of[name], value)
+        elif name not in self._name_of:
+            self._name_of[name] = f"constant_{len(self._name_of)}"
+            if value.is_floating_point() and value.dim() > 1:
+                self.register_parameter(self._name_of[name], nn.Parameter(value, requires_grad=False))
+            else:
+                self.register_buffer(self._name_of[name], value)
 
     @property
     def rounding(self) -> Rounding:
@@ -128,8 +131,8 @@ class OnnxModule(nn.Module):
         return values[self._scores] if self._scores in values else self._held(self._scores)
 
     def _held(self, name: str) -> Tensor:
-        buffer: Tensor = getattr(self, self._buffer_of[name])
-        return buffer
+        value: Tensor = getattr(self, self._name_of[name])
+        return value
 
     def _inputs(self, step: _Step, values: dict[str, Tensor], device: torch.device) -> list[Tensor | None]:
         found: list[Tensor | None] = []
@@ -140,7 +143,7 @@ class OnnxModule(nn.Module):
                 found.append(values[name])
             elif place in step.operator.static:
                 found.append(self._fixed[name])
-            elif name in self._buffer_of:
+            elif name in self._name_of:
                 found.append(self._held(name))
             else:
                 raise ArtifactError(
