@@ -102,6 +102,9 @@ def drop_p(b: int, c: int, n: int, margin: float) -> float:
     """One-sided p value of "the paired drop is less than the margin": Tango's score, and the exact binomial where c is 0.
 
     At most alpha exactly where the upper limit of level 1 - alpha is at most the margin.
+
+    Raises:
+        ValueError: the counts do not fit into n, or the margin is not inside (0, 1).
     """
     if min(b, c) < 0 or b + c > n or n < 1 or not 0 < margin < 1:
         raise ValueError(f"not a paired table and a margin: b={b}, c={c}, n={n}, margin={margin}")

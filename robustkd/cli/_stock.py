@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robustkd.errors import ArtifactError, ConfigError, RequirementError, nearest
+
+if TYPE_CHECKING:
+    from robustkd.resources import Kind
 
 #: what `list` calls a shelf -> its folder in the package
 SHELVES = {
@@ -18,7 +21,9 @@ SHELVES = {
 }
 #: what the numbers of a method's cost are
 UNIT = "forward passes per training image in a 10-step attack; a gradient to the input counts 1 more, a full one 2 more"
-KINDS = ("methods", "recipes", "targets", "teachers", "students", "datasets", "attacks", "engines")
+#: what `list` calls a kind of YAML file that ships -> that kind
+SHIPPED: dict[str, Kind] = {"recipes": "recipe", "targets": "target", "policies": "policy"}
+KINDS = ("methods", "recipes", "targets", "teachers", "students", "datasets", "attacks", "engines", "policies")
 
 
 def stock(kind: str) -> list[dict[str, Any]]:
@@ -31,12 +36,12 @@ def stock(kind: str) -> list[dict[str, Any]]:
         return _methods()
     if kind in SHELVES:
         return _entries(SHELVES[kind])
-    if kind in ("recipes", "targets"):
+    if kind in SHIPPED:
         from robustkd.resources import shipped
 
-        files = shipped("recipe" if kind == "recipes" else "target")
+        files = shipped(SHIPPED[kind])
         rows: list[dict[str, Any]] = [{"name": name, "summary": headline(file)} for name, file in sorted(files.items())]
-        return rows if kind == "recipes" else _able(rows)
+        return _able(rows) if kind == "targets" else rows
     if kind == "teachers":
         from robustkd.cli._teachers import teacher_rows
 

@@ -15,7 +15,7 @@ def list(
         str,
         typer.Argument(
             metavar="KIND",
-            help="methods, recipes, targets, teachers, students, datasets, attacks or engines.",
+            help="methods, recipes, targets, teachers, students, datasets, attacks, engines or policies.",
         ),
     ],
     json: Json = False,

@@ -79,7 +79,7 @@ def test_every_shipped_name_exists(document: str, line: str) -> None:
     if words[:1] == ["list"] and len(words) > 1:
         assert words[1] in _stock.KINDS, f"{document}: {line}"
     if words[:1] in (["show"], ["copy"]) and len(words) > 2:
-        names = [row["name"] for row in _stock.stock(f"{words[1]}s")]
+        names = [row["name"] for row in _stock.stock({"policy": "policies"}.get(words[1], f"{words[1]}s"))]
         assert words[2] in names, f"{document}: {line}"
 
 
