@@ -28,6 +28,9 @@ class Told(NamedTuple):
     summary: Path | None
 
 
+Accuracy = Literal["clean_accuracy", "robust_accuracy", "robust_accuracy_float", "robust_accuracy_uint8"]
+
+
 def show(result: AuditResult, folder: Path) -> None:
     """The table of attacks, the checks that are not ok, and the verdict, on stdout."""
     from rich.table import Table
@@ -45,6 +48,9 @@ def show(result: AuditResult, folder: Path) -> None:
         if result.source_model:
             row.append(f"{result.source_model.attacks[name].robust_accuracy:.1%}")
         table.add_row(*row)
+    if result.engine.robust_accuracy_uint8 is not None:
+        table.add_row("float images", "", "", "", *_both(result, "robust_accuracy_float"))
+        table.add_row("8-bit images", "", "", "", *_both(result, "robust_accuracy_uint8"))
     table.add_row("worst case", "", str(data.n), "", *_both(result, "robust_accuracy"), style="bold")
     out.print(table)
     for check in result.checks:
@@ -56,9 +62,11 @@ def show(result: AuditResult, folder: Path) -> None:
     out.print(f"written to {folder}", markup=False)
 
 
-def _both(result: AuditResult, field: Literal["clean_accuracy", "robust_accuracy"]) -> list[str]:
+def _both(result: AuditResult, field: Accuracy) -> list[str]:
     def shown(side: Side) -> str:
-        seen: Interval = getattr(side, field)
+        seen: Interval | None = getattr(side, field)
+        if seen is None:
+            return ""
         return f"{seen.estimate:.1%} ({seen.low:.1%} to {seen.high:.1%})"
 
     return [shown(side) for side in (result.engine, result.source_model) if side is not None]
