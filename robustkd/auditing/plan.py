@@ -14,9 +14,9 @@ from robustkd.catalog import Shelf
 from robustkd.recipe.policy import Policy
 from robustkd.result import Level
 
-#: what an attack works on: the engine with gradients of the twin, the source alone, the engine's outputs alone, or
-#: the images that the other attacks found
-Against = Literal["surrogate", "source", "engine", "pool"]
+#: what an attack works on: the engine with gradients of the twin, the engine with those of a second twin, the source
+#: alone, the engine's outputs alone, or the images that the other attacks found
+Against = Literal["surrogate", "twin", "source", "engine", "pool"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class Step:
         return self.attack is None or self.attack.grid
 
 
-def plan(policy: Policy, *, twin: bool, source: bool, coarse: bool = False) -> list[Step]:
+def plan(policy: Policy, *, twin: bool, source: bool, second: bool = False, coarse: bool = False) -> list[Step]:
     """The steps in order: baseline, surrogate, replay, black box, 8 bit. Without a twin only what needs no gradient.
 
     Args:
         policy: what is asked for.
         twin: gradients can be had (of the source, or of the artifact itself).
         source: there is another model to hold the engine against.
+        second: gradients can be had of the engine's own graph as well.
         coarse: the engine's outputs are so few values that they tie and stand still, as those of an int8 engine do.
     """
     steps = []
@@ -50,6 +51,8 @@ def plan(policy: Policy, *, twin: bool, source: bool, coarse: bool = False) -> l
         if policy.pgd_steps:
             steps.append(_step("pgd", "surrogate", "surrogate", steps=policy.pgd_steps))
         steps += [_step(name, "surrogate", "surrogate", **knobs) for name, knobs in _auto(policy, fab=not source)]
+    if second:
+        steps += [_step(name, "surrogate", "twin", **knobs) for name, knobs in _auto(policy, fab=False)]
     if source:
         steps += [_step(name, "replay", "source", **knobs) for name, knobs in _auto(policy, fab=True)]
     if policy.square_queries:
@@ -78,7 +81,8 @@ def _auto(policy: Policy, *, fab: bool) -> list[tuple[str, dict[str, int]]]:
 
 def _step(name: str, level: Level, against: Against, **knobs: int) -> Step:
     attack: Attack = Shelf("attacks").get(name)(**knobs)
-    return Step(f"replay:{name}" if against == "source" else name, level, against, attack)
+    prefix = {"source": "replay:", "twin": "twin:"}.get(against, "")
+    return Step(f"{prefix}{name}", level, against, attack)
 
 
 def seed_of(seed: int, name: str, chunk: int) -> int:

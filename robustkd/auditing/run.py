@@ -19,6 +19,8 @@ from robustkd.auditing.closing import Means, closing_checks
 from robustkd.auditing.controls import Unseen
 from robustkd.auditing.facts import ArtifactFacts, AuditArrays, SourceModel
 from robustkd.auditing.fresh import Reopen
+from robustkd.auditing.graph import NAME as TWIN
+from robustkd.auditing.graph import TRANSFER, Graph, agrees, not_built
 from robustkd.auditing.latency import latency_bounds
 from robustkd.auditing.ledger import Ledger
 from robustkd.auditing.plan import Step, plan
@@ -28,7 +30,7 @@ from robustkd.auditing.steps import Event, Job, Progress, run_step
 from robustkd.auditing.store import CLOCK, Store, partial_folder
 from robustkd.auditing.summary import counts_of, side_of
 from robustkd.auditing.twin import Values, tame, tamed
-from robustkd.auditing.verdict import difference, judge
+from robustkd.auditing.verdict import BLIND, difference, judge
 from robustkd.datasets._base import ImageSet
 from robustkd.engines._base import Engine, Images
 from robustkd.errors import ArtifactError
@@ -59,6 +61,7 @@ class Order:
         index: positions of the images in their data set, for the records.
         shards: folders of finished shards to merge.
         progress: told about every finished chunk and every warning.
+        graph: the file under audit as a network: the only one with gradients where there is no source, else a second.
         unseen: images of the same data that are not attacked, against which memorising shows.
         reopen: how a fresh process opens the engine; without it all is judged again in this one only.
     """
@@ -77,13 +80,26 @@ class Order:
     index: NDArray[np.int64] | None = None
     shards: tuple[Path, ...] = ()
     progress: Progress = lambda event: None
+    graph: Graph | None = None
     unseen: Unseen | None = None
     reopen: Reopen | None = None
 
     @property
     def net(self) -> nn.Module | None:
         """The network whose gradients serve, where there is one."""
+        if self.own is not None:
+            return self.own
+        return self.graph.net if self.graph is not None else None
+
+    @property
+    def own(self) -> nn.Module | None:
+        """The artifact's own network or its source, but not its rebuilt graph."""
         return self.twin if self.twin is not None else self.source.net if self.source else None
+
+    @property
+    def second(self) -> nn.Module | None:
+        """The rebuilt graph, where it gives gradients besides those of a source."""
+        return self.graph.net if self.graph is not None and self.own is not None else None
 
     @property
     def gates(self) -> Gates:
@@ -157,7 +173,7 @@ def _quiet(order: Order) -> ExitStack:
     """Networks in evaluation mode with frozen parameters, and as they were afterwards."""
     _fits(order.engine, order.images)
     quiet = ExitStack()
-    for net in (order.twin, order.source.net if order.source else None):
+    for net in (order.twin, order.source.net if order.source else None, order.graph.net if order.graph else None):
         if net is not None:
             quiet.enter_context(prepared(net))
     return quiet
@@ -176,18 +192,30 @@ def _begin(order: Order, shard: Shard) -> _Work:
     kind = probes.output_kind(logits)
     device = _device(net)
     judge_s = source_side(source.net, device, audit.batch_size) if source else None
-    other = (judge_s or source_side(net, device, audit.batch_size)).judge(x, y) if net is not None else None
+    own = order.own
+    other = (judge_s or source_side(own, device, audit.batch_size)).judge(x, y) if own is not None else None
     ledger = Ledger(x, threat, read(logits, y), other if source else None)
     checks = _probe(judge_e, x, y, logits, kind, ledger, other, order.gates, threat, paired=source is not None)
+    checks += _twin_checks(order, judge_e, x, y, kind)
     for check in checks:
         if check.status in ("warn", "block"):
             order.progress(Event("warning", f"{check.name}: {check.message}"))
-    models = _models(engine, net, source, kind, torch.from_numpy(x[:SCALE]).to(device))
+    second = order.second if not any(check.name == TWIN and check.status != "ok" for check in checks) else None
+    models = _models(engine, net, source, second, kind, torch.from_numpy(x[:SCALE]).to(device))
     job = Job(
         x, y, threat, judge_e, judge_s, models, ledger, store, audit.batch_size, order.seed, device, order.progress, shard
     )
-    wanted = plan(order.policy, twin=net is not None, source=source is not None, coarse=probes.coarse(logits))
-    steps, skipped = _possible(wanted, logits.shape[1], threat.norm)
+    steps, skipped = _possible(
+        plan(
+            order.policy,
+            twin=net is not None,
+            source=source is not None,
+            second=second is not None,
+            coarse=probes.coarse(logits),
+        ),
+        logits.shape[1],
+        threat.norm,
+    )
     return _Work(job, kind, steps, [*checks, *skipped], begun, earlier)
 
 
@@ -205,7 +233,9 @@ def _conclude(order: Order, work: _Work, report: dict[str, dict[str, AttackResul
     job, ledger, engine, source, images = work.job, work.job.ledger, order.engine, order.source, order.images
     means = Means(order.policy, work.kind, order.net, order.unseen, order.reopen)
     checks = sorted([*work.checks, *closing_checks(job, work.steps, means)], key=_order)
-    counts = counts_of(ledger, white_box=any(s.level == "surrogate" for s in work.steps))
+    transfer = order.own is None and any(check.name == TWIN and check.status == "warn" for check in checks)
+    white_box = any(s.level == "surrogate" for s in work.steps) and not transfer
+    counts = counts_of(ledger, white_box=white_box, why=TRANSFER if transfer else BLIND)
     all_checks, verdict = judge(counts, order.gates, checks, latency_bounds(engine, job.x, order.gates))
     result = AuditResult(
         artifact=Artifact(
@@ -262,13 +292,20 @@ def _device(net: nn.Module | None) -> torch.device:
 
 
 def _models(
-    engine: Engine, net: nn.Module | None, source: SourceModel | None, kind: probes.Kind, x: Tensor
+    engine: Engine,
+    net: nn.Module | None,
+    source: SourceModel | None,
+    second: nn.Module | None,
+    kind: probes.Kind,
+    x: Tensor,
 ) -> dict[str, Model]:
     """What each kind of attack works on."""
     values = Values(engine, probabilities=kind == "probabilities")
     models: dict[str, Model] = {"engine": values}
     if net is not None:
         models["surrogate"] = tame(values, net, x)
+    if second is not None:
+        models["twin"] = tame(values, second, x)
     if source is not None:
         models["source"] = tamed(source.net, x)
     return models
@@ -293,14 +330,19 @@ def _probe(
     if other is None:
         message = "without a source there is nothing to compare with"
         found.append(Check(name="S5 clean agreement", status="skipped", message=message))
-        message = "white-box, replayed and surrogate attacks need the checkpoint this was made from: give a source"
-        found.append(Check(name="white-box levels", status="skipped", message=message))
     else:
         found.append(probes.agreement(clean, other, (gates.clean_drop or 0.0) / 100, paired=paired))
     found.append(probes.grey(engine, x, y))
     if (unit := probes.eps_unit(threat)) is not None:
         found.append(unit)
     return found
+
+
+def _twin_checks(order: Order, engine: Side, x: Images, y: NDArray[np.int64], kind: probes.Kind) -> list[Check]:
+    """Whether the rebuilt graph may be trusted, or why there is none."""
+    if order.graph is None or order.graph.net is None:
+        return not_built(order.graph, blind=order.net is None)
+    return [agrees(order.graph.net, engine, x, y, order.threat, kind, order.seed)]
 
 
 def _possible(steps: list[Step], classes: int, norm: str) -> tuple[list[Step], list[Check]]:

@@ -29,6 +29,9 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     apgd_steps: int = Field(100, ge=0, description="iterations of APGD-CE and of each APGD-T target")
     restarts: int = Field(1, ge=1, description="random restarts of APGD-CE and of each APGD-T target")
     targets: int = Field(9, ge=0, description="targets of APGD-T, capped at classes - 1; 0 leaves it out")
+    twins: int = Field(
+        1, ge=1, le=2, description="gradients for a quantised engine with a source: 1 the source's, 2 its own graph's as well"
+    )
     fab: bool = Field(False, description="run FAB-T on the source and replay it, as the standard AutoAttack does")
     square_queries: int = Field(1000, ge=0, description="queries of Square on the engine; 0 leaves it out")
     square_ties_queries: int = Field(
