@@ -16,6 +16,7 @@ from robustkd.reporting import markdown, numbers
 from robustkd.reporting.compare import mismatches
 from robustkd.reporting.curves import Curves, curves
 from robustkd.reporting.inputs import ReportInput, find, read
+from robustkd.reporting.per_class import ClassRow, per_class
 from robustkd.reporting.pictures import Gallery, gallery
 from robustkd.result import AuditResult, Check
 
@@ -31,6 +32,8 @@ class Section:
     given: ReportInput
     result: AuditResult
     gallery: Gallery | None
+    lost: Gallery | None
+    classes: tuple[ClassRow, ...]
     curves: Curves | None
     curves_at: str
     checks: tuple[Check, ...]
@@ -82,6 +85,8 @@ def _sections(results: Sequence[ReportInput]) -> list[Section]:
                 given=given,
                 result=given.result,
                 gallery=gallery(given),
+                lost=gallery(given, lost=True),
+                classes=per_class(given),
                 curves=None if twin else curves(given.metrics, prefix=f"a{number}"),
                 curves_at=twin.anchor if twin else "",
                 checks=tuple(sorted(given.result.checks, key=lambda check: _GRAVITY[check.status])),

@@ -40,8 +40,11 @@ class Gallery:
     width: int
 
 
-def gallery(given: ReportInput) -> Gallery | None:
-    """Up to twelve images that broke, the classes in turn; nothing where no images or no answers were kept."""
+def gallery(given: ReportInput, *, lost: bool = False) -> Gallery | None:
+    """Up to twelve images that broke, the classes in turn; nothing where no images or no answers were kept.
+
+    `lost`: only those that the source withstands (cell b of the paired table), whatever broke there as well left out.
+    """
     images, answers = given.adversarial, given.predictions
     if images is None or answers is None:
         return None
@@ -49,6 +52,7 @@ def gallery(given: ReportInput) -> Gallery | None:
         i
         for i, index in enumerate(images.index.tolist())
         if (a := answers.get(index)) is not None and a.clean == images.y[i] and not a.robust and _moved(images, i)
+        if a.source_robust or not lost
     ]
     if not broke:
         return None

@@ -9,15 +9,19 @@ from robustkd.errors import ArtifactError
 
 #: column of records.parquet per field below
 COLUMNS = {"index": "index", "clean": "clean_prediction", "adversarial": "adversarial_prediction", "robust": "robust"}
+#: columns that an audit without a source, or another version, may lack
+EXTRA = {"label": "label", "source_robust": "source:robust"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The engine's class for one image, clean and attacked, and whether every attack failed on it."""
+    """The engine's class for one image, clean and attacked, and whether every attack failed on it, and on the source."""
 
     clean: int
     adversarial: int
     robust: bool
+    label: int | None = None
+    source_robust: bool | None = None
 
 
 Predictions = dict[int, Answer]
@@ -39,8 +43,14 @@ def read_predictions(file: Path) -> Predictions | None:
         present = set(pq.read_schema(file).names)
         if not set(COLUMNS.values()) <= present:
             return None
-        columns = pq.read_table(file, columns=list(COLUMNS.values())).to_pydict()
+        extra = {field: name for field, name in EXTRA.items() if name in present}
+        columns = pq.read_table(file, columns=[*COLUMNS.values(), *extra.values()]).to_pydict()
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError("records.parquet cannot be read", where=str(file), fix=str(error)) from error
-    rows = zip(*(columns[name] for name in COLUMNS.values()), strict=True)
-    return {int(index): Answer(int(clean), int(adversarial), bool(robust)) for index, clean, adversarial, robust in rows}
+    blank = [None] * len(columns["index"])
+    fields = (columns[name] for name in COLUMNS.values())
+    more = (columns[extra[field]] if field in extra else blank for field in EXTRA)
+    return {
+        int(index): Answer(int(clean), int(adversarial), bool(robust), label, held)
+        for index, clean, adversarial, robust, label, held in zip(*fields, *more, strict=True)
+    }
