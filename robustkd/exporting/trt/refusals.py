@@ -56,7 +56,10 @@ RULES = (
         RequirementError,
     ),
     Rule(
-        "OutOfMemory", "the device has too little memory for the build", "lower engine.workspace_mib (--set) or the largest --batch", RequirementError
+        "OutOfMemory",
+        "the device has too little memory for the build",
+        "lower engine.workspace_mib (--set) or the largest --batch",
+        RequirementError,
     ),
     Rule(
         "Could not find any implementation",
