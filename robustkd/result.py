@@ -116,6 +116,13 @@ class Check(Value):
     message: str = ""
 
 
+class Corruption(Value):
+    """Accuracies under one common corruption, at strengths 1 to 5; reported, never gated."""
+
+    engine: tuple[float, ...]
+    source: tuple[float, ...] | None = None
+
+
 class Verdict(Value):
     """The answer, and why."""
 
@@ -141,6 +148,7 @@ class AuditResult(BaseModel):
     difference: Difference | None
     checks: tuple[Check, ...]
     verdict: Verdict
+    corruptions: dict[str, Corruption] | None = Field(None, description="accuracies without an adversary, where asked for")
     kit: KitUsed | None = Field(None, description="the audit was done with a kit")
 
     def digests(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robustkd.attacks._base import Model, prepared
 from robustkd.auditing import probes
 from robustkd.auditing.closing import Means, closing_checks
+from robustkd.auditing.corruptions import corruptions
 from robustkd.auditing.controls import Unseen
 from robustkd.auditing.facts import ArtifactFacts, AuditArrays, SourceModel
 from robustkd.auditing.fresh import Reopen
@@ -255,6 +256,7 @@ def _conclude(order: Order, work: _Work, report: dict[str, dict[str, AttackResul
         difference=difference(counts),
         checks=all_checks,
         verdict=verdict,
+        corruptions=corruptions(job.engine, job.source, job.x, job.y, order.seed) if order.policy.corruptions else None,
     )
     places = np.arange(len(images)) if order.index is None else order.index
     return result, AuditArrays(job.x, job.y, places, ledger, job.store)

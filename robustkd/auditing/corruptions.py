@@ -1,0 +1,92 @@
+"""Common corruptions, reported and never gated: what happens to images without an adversary.
+
+Our own analytic set in the spirit of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
+Corruptions and Perturbations", ICLR 2019; its figures are not those of CIFAR-10-C. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
+
+from robustkd.auditing.sides import Side
+from robustkd.engines._base import Images
+from robustkd.result import Corruption
+
+Corrupt = Callable[[Images, float, list[Generator]], NDArray[np.floating]]
+STRENGTHS = 5
+
+
+def _noise(x: Images, sigma: float, rngs: list[Generator]) -> NDArray[np.floating]:
+    noisy: NDArray[np.floating] = x + sigma * np.stack([rng.standard_normal(x.shape[1:]) for rng in rngs])
+    return noisy
+
+
+def _shot(x: Images, photons: float, rngs: list[Generator]) -> NDArray[np.floating]:
+    counts = np.stack([rng.poisson(photons * image) for rng, image in zip(rngs, x, strict=True)])
+    seen: NDArray[np.floating] = counts / photons
+    return seen
+
+
+def _blur(x: Images, sigma: float, rngs: list[Generator]) -> NDArray[np.floating]:
+    blurred: NDArray[np.floating] = gaussian_filter1d(gaussian_filter1d(x, sigma, axis=2), sigma, axis=3)
+    return blurred
+
+
+def _brightness(x: Images, more: float, rngs: list[Generator]) -> NDArray[np.floating]:
+    return x + np.float32(more)
+
+
+def _contrast(x: Images, factor: float, rngs: list[Generator]) -> NDArray[np.floating]:
+    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    return mean + np.float32(factor) * (x - mean)
+
+
+def _pixelate(x: Images, share: float, rngs: list[Generator]) -> NDArray[np.floating]:
+    """Blocks of their mean, `share` of the rows and columns many."""
+    for axis in (2, 3):
+        size = x.shape[axis]
+        block = np.arange(size) * max(1, round(share * size)) // size
+        starts = np.flatnonzero(np.diff(block, prepend=-1))
+        means = np.add.reduceat(x, starts, axis=axis) / np.bincount(block).reshape([-1 if a == axis else 1 for a in range(4)])
+        x = np.take(means, block, axis=axis)
+    return x
+
+
+#: what is done, and its parameter at each strength: standard deviation, photons, pixels, level, factor, share
+KINDS: dict[str, tuple[Corrupt, tuple[float, ...]]] = {
+    "gaussian-noise": (_noise, (0.02, 0.04, 0.06, 0.08, 0.10)),
+    "shot-noise": (_shot, (500, 250, 120, 80, 50)),
+    "blur": (_blur, (0.4, 0.6, 0.8, 1.0, 1.2)),
+    "brightness": (_brightness, (0.05, 0.10, 0.15, 0.20, 0.30)),
+    "contrast": (_contrast, (0.75, 0.60, 0.45, 0.30, 0.15)),
+    "pixelate": (_pixelate, (0.9, 0.75, 0.6, 0.5, 0.4)),
+}
+
+
+def corrupted(x: Images, kind: str, strength: int, seed: int) -> Images:
+    """Images (n, C, H, W) after one corruption of strength 1 to 5; each has a random stream of its own."""
+    act, parameters = KINDS[kind]
+    name = zlib.crc32(kind.encode())
+    rngs = [np.random.default_rng((seed, name, strength, i)) for i in range(len(x))]
+    found: Images = np.clip(act(x, parameters[strength - 1], rngs), 0, 1).astype(np.float32)
+    return found
+
+
+def corruptions(engine: Side, source: Side | None, x: Images, y: NDArray[np.int64], seed: int) -> dict[str, Corruption]:
+    """The accuracy on either side under every corruption, at strengths 1 to 5."""
+    found = {}
+    for kind in KINDS:
+        sides: tuple[list[float], list[float]] = ([], [])
+        for strength in range(1, STRENGTHS + 1):
+            images = corrupted(x, kind, strength, seed)
+            for side, shares in zip((engine, source), sides, strict=True):
+                if side is not None:
+                    shares.append(float(side.judge(images, y).robust.mean()))
+        found[kind] = Corruption(engine=tuple(sides[0]), source=tuple(sides[1]) if source is not None else None)
+    return found
