@@ -39,12 +39,14 @@ def _blur(x: Images, sigma: float, rngs: list[Generator]) -> NDArray[np.floating
 
 
 def _brightness(x: Images, more: float, rngs: list[Generator]) -> NDArray[np.floating]:
-    return x + np.float32(more)
+    brighter: NDArray[np.floating] = x + np.float32(more)
+    return brighter
 
 
 def _contrast(x: Images, factor: float, rngs: list[Generator]) -> NDArray[np.floating]:
     mean = x.mean(axis=(1, 2, 3), keepdims=True)
-    return mean + np.float32(factor) * (x - mean)
+    flatter: NDArray[np.floating] = mean + np.float32(factor) * (x - mean)
+    return flatter
 
 
 def _pixelate(x: Images, share: float, rngs: list[Generator]) -> NDArray[np.floating]:
