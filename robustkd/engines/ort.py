@@ -47,14 +47,14 @@ class OrtEngine:
     def _load(self, path: Path, threads: int, optimize: bool) -> None:
         model = read_model(path)
         self.metadata: dict[str, str] = metadata_of(model)
-        precision = precision_of(model)
+        precision, beyond = precision_of(model), _beyond(model)
         del model
         runtime = _runtime()
         self._path, self._errors = path, _errors()
         try:
             self._session: Any = open_session(str(path), threads=threads, optimize=optimize)
         except self._errors as error:
-            raise damaged(path, _first_line(error)) from error
+            raise damaged(path, beyond or _first_line(error)) from error
         self._input, self._output, self._batch, shape = self._signature()
         self.info = EngineInfo(
             runtime="onnxruntime",
@@ -191,6 +191,15 @@ def _threads() -> int:
     if stated.isdecimal() and int(stated):
         return int(stated)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _beyond(model: Any) -> str:
+    """What is wrong with the graph's opset where it is newer than the installed onnx package knows; otherwise nothing."""
+    import onnx
+
+    known = onnx.defs.onnx_opset_version()
+    stated = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    return f"it uses opset {stated}, and this version of onnx knows up to {known}" if stated > known else ""
 
 
 def _first_line(error: Exception) -> str:
