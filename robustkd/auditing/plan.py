@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from robustkd.attacks._base import Attack
+from robustkd.auditing.probes import Kind
 from robustkd.auditing.summary import EIGHT_BIT
 from robustkd.catalog import Shelf
 from robustkd.recipe.policy import Policy
@@ -34,7 +35,9 @@ class Step:
         return self.attack is None or self.attack.grid
 
 
-def plan(policy: Policy, *, twin: bool, source: bool, second: bool = False, coarse: bool = False) -> list[Step]:
+def plan(
+    policy: Policy, *, twin: bool, source: bool, second: bool = False, kind: Kind = "logits", coarse: bool = False
+) -> list[Step]:
     """The steps in order: baseline, surrogate, replay, black box, 8 bit. Without a twin only what needs no gradient.
 
     Args:
@@ -42,6 +45,7 @@ def plan(policy: Policy, *, twin: bool, source: bool, second: bool = False, coar
         twin: gradients can be had (of the source, or of the artifact itself).
         source: there is another model to hold the engine against.
         second: gradients can be had of the engine's own graph as well.
+        kind: what the engine returns; labels alone are met by an attack that needs no more.
         coarse: the engine's outputs are so few values that they tie and stand still, as those of an int8 engine do.
     """
     steps = []
@@ -59,6 +63,8 @@ def plan(policy: Policy, *, twin: bool, source: bool, second: bool = False, coar
         steps.append(_step("square", "blackbox", "engine", queries=policy.square_queries))
     if coarse and policy.square_ties_queries:
         steps.append(_step("square-ties", "blackbox", "engine", queries=policy.square_ties_queries))
+    if policy.rays_queries and (policy.rays_always or kind == "labels"):
+        steps.append(_step("rays", "blackbox", "engine", queries=policy.rays_queries))
     if policy.uint8 != "none":
         steps.append(Step(EIGHT_BIT[0], "blackbox", "pool", None))
     if policy.uint8 == "native" and twin and policy.apgd_steps:

@@ -137,8 +137,11 @@ def finite(clean: Judged, odd: int, attacked: int) -> Check:
     return Check(name="S3 finite logits", status="block" if found else "ok", observed=float(found), bound=0.0, message=message)
 
 
-def output(logits: Logits, clean: Judged, kind: Kind) -> Check:
-    """S4: what the outputs are, and how often two classes tie for the first place."""
+def output(logits: Logits, clean: Judged, kind: Kind, *, decisions: bool = False) -> Check:
+    """S4: what the outputs are, and how often two classes tie for the first place.
+
+    Labels without scores block, unless an attack runs that reads `decisions` alone.
+    """
     top = np.sort(logits, axis=1)[:, -2:]
     ties = int((top[:, 0] == top[:, 1]).sum())
     values = len(np.unique(logits[np.isfinite(logits)]))
@@ -149,6 +152,9 @@ def output(logits: Logits, clean: Judged, kind: Kind) -> Check:
         "probabilities": f"the engine returns probabilities; attacks use their logarithm; {seen}",
         "labels": f"the engine returns labels without scores, which these attacks cannot judge; {seen}",
     }[kind]
+    if kind == "labels" and decisions:
+        status = "warn"
+        message = f"the engine returns labels without scores; an attack that reads decisions alone runs; {seen}"
     if kind == "logits" and ties > 0.1 * len(logits):
         status = "warn"
     return Check(name="S4 output kind", status=status, observed=ties / max(1, len(logits)), message=message)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from robustkd.attacks._base import Model, prepared
 from robustkd.auditing import probes
 from robustkd.auditing.closing import Means, closing_checks
-from robustkd.auditing.corruptions import corruptions
 from robustkd.auditing.controls import Unseen
+from robustkd.auditing.corruptions import corruptions
 from robustkd.auditing.facts import ArtifactFacts, AuditArrays, SourceModel
 from robustkd.auditing.fresh import Reopen
 from robustkd.auditing.graph import NAME as TWIN
@@ -196,7 +196,7 @@ def _begin(order: Order, shard: Shard) -> _Work:
     own = order.own
     other = (judge_s or source_side(own, device, audit.batch_size)).judge(x, y) if own is not None else None
     ledger = Ledger(x, threat, read(logits, y), other if source else None)
-    checks = _probe(judge_e, x, y, logits, kind, ledger, other, order.gates, threat, paired=source is not None)
+    checks = _probe(judge_e, x, y, logits, kind, ledger, other, order, paired=source is not None)
     checks += _twin_checks(order, judge_e, x, y, kind)
     for check in checks:
         if check.status in ("warn", "block"):
@@ -212,6 +212,7 @@ def _begin(order: Order, shard: Shard) -> _Work:
             twin=net is not None,
             source=source is not None,
             second=second is not None,
+            kind=kind,
             coarse=probes.coarse(logits),
         ),
         logits.shape[1],
@@ -305,7 +306,8 @@ def _models(
     values = Values(engine, probabilities=kind == "probabilities")
     models: dict[str, Model] = {"engine": values}
     if net is not None:
-        models["surrogate"] = tame(values, net, x)
+        # labels have no slope: there the twin's own loss leads, and the engine only judges
+        models["surrogate"] = tame(net if kind == "labels" else values, net, x)
     if second is not None:
         models["twin"] = tame(values, second, x)
     if source is not None:
@@ -321,21 +323,21 @@ def _probe(
     kind: probes.Kind,
     ledger: Ledger,
     other: Judged | None,
-    gates: Gates,
-    threat: ThreatModel,
+    order: Order,
     *,
     paired: bool,
 ) -> list[Check]:
     clean = ledger.engine.clean
     found = [probes.deterministic(engine, x, y, logits), probes.batch_independent(engine, x, y)]
-    found.append(probes.output(logits, clean, kind))
+    decisions = order.policy.rays_queries > 0 and order.threat.norm == "linf"
+    found.append(probes.output(logits, clean, kind, decisions=decisions))
     if other is None:
         message = "without a source there is nothing to compare with"
         found.append(Check(name="S5 clean agreement", status="skipped", message=message))
     else:
-        found.append(probes.agreement(clean, other, (gates.clean_drop or 0.0) / 100, paired=paired))
+        found.append(probes.agreement(clean, other, (order.gates.clean_drop or 0.0) / 100, paired=paired))
     found.append(probes.grey(engine, x, y))
-    if (unit := probes.eps_unit(threat)) is not None:
+    if (unit := probes.eps_unit(order.threat)) is not None:
         found.append(unit)
     return found
 

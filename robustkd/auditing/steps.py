@@ -20,6 +20,7 @@ from robustkd.auditing.shards import ALL, Shard
 from robustkd.auditing.sides import NO_NUMBER, Judged, Side
 from robustkd.auditing.store import Store, piece_name
 from robustkd.auditing.summary import yielded
+from robustkd.auditing.twin import Surrogate, Values
 from robustkd.engines._base import Images
 from robustkd.errors import ArtifactError
 from robustkd.result import AttackResult
@@ -140,10 +141,13 @@ def pieces(job: Job, steps: list[Step]) -> Iterator[tuple[Step, dict[str, NDArra
 def _chunk(job: Job, step: Step, attack: Attack, index: NDArray[np.int64], seed: int) -> dict[str, NDArray[Any]]:
     """Attack and judge one chunk: every image is judged on both sides (the common pool)."""
     x, y = job.tensors(index)
-    found = attack.perturb(job.models[step.against], x, y, job.threat, seed=seed)
+    model = job.models[step.against]
+    found = attack.perturb(model, x, y, job.threat, seed=seed)
     x_adv = found.x_adv.cpu().numpy()
     calls = {"engine": len(index), "source": len(index) if job.source else 0}
-    calls["source" if step.against == "source" else "engine"] += found.forwards
+    # a network that attacks in place of an engine of labels asks the engine nothing
+    asked = model.values if isinstance(model, Surrogate) else model
+    calls["engine" if isinstance(asked, Values) else "source"] += found.forwards
     on_engine = job.engine.judge(x_adv, job.y[index])
     on_source = None
     if job.source is not None:

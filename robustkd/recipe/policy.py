@@ -37,6 +37,8 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     square_ties_queries: int = Field(
         0, ge=0, description="queries of our own Square, for engines of quantised outputs, which tie; 0 leaves it out"
     )
+    rays_queries: int = Field(0, ge=0, description="queries of RayS, which reads labels alone; 0 leaves it out")
+    rays_always: bool = Field(False, description="run RayS on every engine, not only on those that return labels")
     uint8: Literal["none", "post", "native"] = Field(
         "post", description="also judge 8-bit images: those of the other attacks rounded, or native attacks on the grid too"
     )

@@ -200,3 +200,15 @@ def test_unseen_images_are_none_of_those_shown(tmp_path):
     assert not (found.x[:, None] == shown.floats()[None]).all(axis=(2, 3, 4)).any()
     assert unseen_images(str(tmp_path / "data.npz"), None, whole, 0) is None
     assert len(whole.classes) == CLASSES
+
+
+def test_an_honest_engine_of_labels_is_judged_by_decisions_and_replay(data, tmp_path, known):
+    """A one-hot output alone is no crime: with an attack that reads labels it can be judged, and its source leads."""
+    policy = POLICY.model_copy(update={"rays_queries": 60})
+    engine = OrtEngine(build("one-hot", known, tmp_path / "labels.onnx"))
+    audit = AuditConfig(tolerance=8, min_robust=20, batch_size=32)
+    result = go(engine, data, source=parent(), threat=ThreatModel(eps=0.04), policy=policy, audit=audit)
+    assert result.engine.attacks["rays"].level == "blackbox"
+    assert not blocks(result) and "S4" in fired(result) and result.verdict.status == "pass", result.checks
+    broken = go(engine, data, source=parent(), policy=policy)
+    assert broken.verdict.status == "fail"
