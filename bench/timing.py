@@ -10,7 +10,15 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def interleave(case: str, ours: Callable[[], object], reference: Callable[[], object], *, pairs: int, warm: int = 1) -> Row:
+def interleave(
+    case: str,
+    ours: Callable[[], object],
+    reference: Callable[[], object],
+    *,
+    pairs: int,
+    warm: int = 1,
+    settle: Callable[[], object] = lambda: None,
+) -> Row:
     """Time both in turns.
 
     Args:
@@ -19,6 +27,7 @@ def interleave(case: str, ours: Callable[[], object], reference: Callable[[], ob
         reference: one sample of the reference.
         pairs: how many samples of each.
         warm: how many untimed samples of each come first.
+        settle: waits until a GPU has done what a sample asked of it.
 
     Returns:
         Medians in seconds, `ratio` = reference / ours (above 1: ours is faster), and the range over all samples;
@@ -27,7 +36,13 @@ def interleave(case: str, ours: Callable[[], object], reference: Callable[[], ob
     for _ in range(warm):
         ours()
         reference()
-    times = [(_seconds(ours), _seconds(reference)) for _ in range(pairs)]
+    settle()
+    times = [(_seconds(ours, settle), _seconds(reference, settle)) for _ in range(pairs)]
+    return row(case, times)
+
+
+def row(case: str, times: list[tuple[float, float]], *, unit: str = "s") -> Row:
+    """The row of a case from its pairs (ours, reference), less being better."""
     mine, theirs = [a for a, _ in times], [b for _, b in times]
     a, b = statistics.median(mine), statistics.median(theirs)
     ratios = [theirs / mine for mine, theirs in times]
@@ -36,15 +51,16 @@ def interleave(case: str, ours: Callable[[], object], reference: Callable[[], ob
         "ratio": b / a,
         "ours": a,
         "reference": b,
-        "unit": "s",
-        "pairs": pairs,
+        "unit": unit,
+        "pairs": len(times),
         "ratio_range": [min(ratios), max(ratios)],
         "ours_range": [min(mine), max(mine)],
         "reference_range": [min(theirs), max(theirs)],
     }
 
 
-def _seconds(sample: Callable[[], object]) -> float:
+def _seconds(sample: Callable[[], object], settle: Callable[[], object]) -> float:
     began = time.perf_counter()
     sample()
+    settle()
     return time.perf_counter() - began

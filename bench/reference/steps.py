@@ -1,80 +1,31 @@
-"""One training step of each method, written as scripts that accompany the papers write it.
-
-fp32, contiguous NCHW, eager, one autograd.grad for each step of the attack, the outer passes one after the other.
-Only torch is used, so that an error of robustkd cannot hide in both. Frozen teachers are the one favour done here:
-the scripts leave their parameters wanting gradients.
+"""One training step of each method, written as scripts that accompany the papers write it; two outer passes, one after
+the other. The methods with two teachers, and those weighted by image, are in `more.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from bench.reference import more
+from bench.reference.tools import Setting, Step, attack, kl, kl_mean, look, on_labels, update
 
-@dataclass
-class Setting:
-    """The student with its optimiser, the frozen teacher, and the attack."""
-
-    student: nn.Module
-    teacher: nn.Module
-    optimizer: torch.optim.Optimizer
-    eps: float
-    step_size: float
-    steps: int
-
-
-Step = Callable[[Setting, Tensor, Tensor, Tensor], Tensor]
-"""(setting, x, y, start noise) -> the outer loss; the student has moved."""
-
-
-def attack(s: Setting, objective: Callable[[Tensor], Tensor], x: Tensor, noise: Tensor) -> Tensor:
-    """PGD with the student in eval mode."""
-    s.student.eval()
-    x_adv = x.detach() + noise
-    for _ in range(s.steps):
-        x_adv.requires_grad_()
-        with torch.enable_grad():
-            loss = objective(x_adv)
-        grad = torch.autograd.grad(loss, [x_adv])[0]
-        x_adv = x_adv.detach() + s.step_size * torch.sign(grad.detach())
-        x_adv = torch.min(torch.max(x_adv, x - s.eps), x + s.eps)
-        x_adv = torch.clamp(x_adv, 0.0, 1.0)
-    s.student.train()
-    return x_adv.detach()
-
-
-def update(s: Setting, loss: Tensor) -> Tensor:
-    s.optimizer.zero_grad()
-    loss.backward()
-    s.optimizer.step()
-    return loss.detach()
-
-
-def kl(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.kl_div(F.log_softmax(student, dim=1), F.softmax(teacher, dim=1), reduction="sum")
-
-
-def kl_mean(student: Tensor, teacher: Tensor) -> Tensor:
-    """Over all entries, as KLDivLoss() of the scripts does; spelled out, for newer torch warns of that default."""
-    return kl(student, teacher) / student.numel()
-
-
-def look(net: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = net(x)
-    return logits
+__all__ = ["STEPS", "Setting", "Step"]
 
 
 def standard(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
     return update(s, F.cross_entropy(s.student(x), y))
 
 
+def kd(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    student, target = s.student(x), look(s.teacher, x)
+    soft = kl(student / 4.0, target / 4.0) / len(x)
+    return update(s, 0.9 * 4.0**2 * soft + 0.1 * F.cross_entropy(student, y))
+
+
 def pgd_at(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-    x_adv = attack(s, lambda z: F.cross_entropy(s.student(z), y, reduction="sum"), x, noise)
+    x_adv = on_labels(s, x, y, noise)
     loss = F.cross_entropy(s.student(x_adv), y)
     look(s.student, x)  # the scripts log clean accuracy in train mode: it moves the running statistics
     return update(s, loss)
@@ -88,6 +39,36 @@ def trades(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
     return update(s, natural + 6.0 * robust)
 
 
+def mart(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    x_adv = on_labels(s, x, y, noise)
+    logits, logits_adv = s.student(x), s.student(x_adv)
+    adv = F.softmax(logits_adv, dim=1)
+    top = torch.argsort(adv, dim=1)[:, -2:]
+    rival = torch.where(top[:, -1] == y, top[:, -2], top[:, -1])
+    boosted = F.cross_entropy(logits_adv, y) + F.nll_loss(torch.log(1.0001 - adv + 1e-12), rival)
+    natural = F.softmax(logits, dim=1)
+    label = torch.gather(natural, 1, y.unsqueeze(1)).squeeze()
+    gap = F.kl_div(torch.log(adv + 1e-12), natural, reduction="none").sum(dim=1)
+    return update(s, boosted + 5.0 * (1.0 / len(x)) * torch.sum(gap * (1.0000001 - label)))
+
+
+def ard(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    x_adv = on_labels(s, x, y, noise, training=True)
+    adversarial, natural = s.student(x_adv), s.student(x)
+    soft = kl_mean(adversarial / 30.0, look(s.teacher, x) / 30.0)
+    return update(s, 1.0 * 30.0 * 30.0 * soft + 0.0 * F.cross_entropy(natural, y))
+
+
+def iad(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    """IAD-I once introspection has begun, without the released code's second passes, which nothing but statistics see."""
+    x_adv = on_labels(s, x, y, noise, training=True)
+    adversarial, natural = s.student(x_adv), s.student(x)
+    target, opinion = look(s.teacher, x), look(s.teacher, x_adv)
+    trust = torch.pow(torch.gather(F.softmax(opinion, dim=1), 1, y.unsqueeze(1)).squeeze(), 0.1)
+    own = ((1 - trust) * more.kl_live(adversarial, natural)).mean()
+    return update(s, 1.0 * (kl(adversarial, target) / len(x) + own) + 0.0 * F.cross_entropy(natural, y))
+
+
 def rslad(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
     target = look(s.teacher, x)
     x_adv = attack(s, lambda z: kl(s.student(z), target), x, noise)
@@ -96,10 +77,25 @@ def rslad(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
     return update(s, 5 / 6 * adversarial + 1 / 6 * natural)
 
 
+def akd(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    x_adv = on_labels(s, x, y, noise)
+    mixture = 0.5 * F.softmax(look(s.teacher, x_adv), dim=1) + 0.5 * F.one_hot(y, 10)
+    loss = -(mixture * F.log_softmax(s.student(x_adv), dim=1)).sum(dim=1).mean()
+    look(s.student, x)
+    return update(s, loss)
+
+
 def adaad(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
     x_adv = attack(s, lambda z: kl(s.student(z), s.teacher(z)), x, noise)
     natural = kl_mean(s.student(x), look(s.teacher, x))
     adversarial = kl_mean(s.student(x_adv), look(s.teacher, x_adv))
+    return update(s, 1.0 * adversarial + 0.0 * natural)
+
+
+def advfunmatch(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    x_adv = attack(s, lambda z: kl(s.student(z), s.teacher(z)), x, noise)
+    natural = kl(s.student(x), look(s.teacher, x)) / len(x)
+    adversarial = kl(s.student(x_adv), look(s.teacher, x_adv)) / len(x)
     return update(s, 1.0 * adversarial + 0.0 * natural)
 
 
@@ -117,7 +113,7 @@ def dgad(s: Setting, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
 
 def exchange(logits: Tensor, y: Tensor) -> Tensor:
     """Label and largest logit change places; nothing happens where they are one."""
-    swapped, row, top = logits.clone(), torch.arange(len(y)), logits.argmax(1)
+    swapped, row, top = logits.clone(), torch.arange(len(y), device=y.device), logits.argmax(1)
     swapped[row, y] = logits[row, top]
     swapped[row, top] = logits[row, y]
     return swapped
@@ -125,9 +121,18 @@ def exchange(logits: Tensor, y: Tensor) -> Tensor:
 
 STEPS: dict[str, Step] = {
     "standard": standard,
+    "kd": kd,
     "pgd-at": pgd_at,
     "trades": trades,
+    "mart": mart,
+    "ard": ard,
+    "iad": iad,
     "rslad": rslad,
+    "akd": akd,
     "adaad": adaad,
+    "advfunmatch": advfunmatch,
     "dgad": dgad,
+    "mtard": more.mtard,
+    "b-mtard": more.b_mtard,
+    "saad": more.saad,
 }

@@ -5,34 +5,64 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import bench.__main__ as command
-from bench import startup, step
+from bench import sizes, startup, step
+from bench.place import Place
 from bench.reference.steps import STEPS
+from bench.reference.tools import on_labels, update
 from bench.timing import interleave
 from robustkd.catalog import Shelf
 
-TINY = step.Size(student=0.0625, teacher=0.125, pixels=12, batch=16, steps=3)
+TINY = sizes.tiny(sizes.QUICKSTART)
+PAPER = sizes.tiny(sizes.paper("mnv2", "wrn-34-10"))
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_the_reference_takes_the_same_step_as_our_loop(name, tmp_path):
+def test_the_reference_takes_the_same_steps_as_our_loop(name, tmp_path):
     pair = step.Pair(name, TINY, tmp_path, dtype=torch.float64)
+    before = {key: value.clone() for key, value in pair.student.state_dict().items()}
     assert pair.check() <= step.TOLERANCE
     ours, reference = pair.loop.student.state_dict(), pair.student.state_dict()
     for key, value in reference.items():
         assert torch.allclose(ours[key], value, atol=1e-8, rtol=1e-6), key
+    assert not torch.equal(reference["conv1.weight"], before["conv1.weight"])
 
 
-def test_another_loss_is_found_before_anything_is_timed(tmp_path):
-    pair = step.Pair("dgad", TINY, tmp_path, dtype=torch.float64)
-    pair.plain = STEPS["adaad"]
+@pytest.mark.parametrize("name", ["dgad", "trades", "mtard", "saad"])
+def test_so_they_do_on_the_families_of_the_papers(name, tmp_path):
+    assert step.Pair(name, PAPER, tmp_path, dtype=torch.float64).check() <= step.TOLERANCE
+
+
+def test_the_loops_attack_is_the_references_where_it_runs_in_train_mode(tmp_path):
+    """ARD and IAD: ten more updates of the running statistics for a batch, which a wrong mode would lose."""
+    pair = step.Pair("ard", TINY, tmp_path, dtype=torch.float64)
+    pair.check()
+    assert int(pair.student.state_dict()["bn1.num_batches_tracked"]) == 2 * (TINY.steps + 2)
+
+
+@pytest.mark.parametrize(("name", "other"), [("dgad", "adaad"), ("ard", "rslad"), ("mtard", "b-mtard"), ("pgd-at", "mart")])
+def test_another_loss_is_found_before_anything_is_timed(name, other, tmp_path):
+    pair = step.Pair(name, TINY, tmp_path, dtype=torch.float64)
+    pair.plain = STEPS[other]
     with pytest.raises(step.Different, match="nothing was timed"):
         pair.check()
 
 
-def test_every_reference_is_of_a_method_on_the_shelf():
-    assert set(STEPS) <= set(Shelf("methods").names())
+def test_other_running_statistics_are_found_though_the_first_loss_be_the_same(tmp_path):
+    """PGD-AT without the clean pass that only running statistics see."""
+    pair = step.Pair("pgd-at", TINY, tmp_path, dtype=torch.float64)
+    pair.plain = lambda s, x, y, noise: update(s, F.cross_entropy(s.student(on_labels(s, x, y, noise)), y))
+    pair.ours(), pair.reference()
+    ours, reference = pair.loop.student.state_dict(), pair.student.state_dict()
+    assert torch.allclose(ours["conv1.weight"], reference["conv1.weight"], atol=1e-12)
+    with pytest.raises(step.Different, match="nothing was timed"):
+        pair.check()
+
+
+def test_every_method_on_the_shelf_has_a_reference():
+    assert set(STEPS) == set(Shelf("methods").names())
 
 
 def test_samples_alternate_and_the_ratio_is_of_the_medians(monkeypatch):
@@ -59,9 +89,32 @@ def test_json_is_one_object_of_the_promised_form(monkeypatch, tmp_path, capsys):
     assert json.loads((tmp_path / "results" / "startup.json").read_text()) == found
 
 
-def test_cases_name_method_student_and_teacher(tmp_path):
-    names = [step.Pair(name, step.Size(), tmp_path).case for name in ("dgad", "pgd-at")]
-    assert names == ["dgad/resnet18-w0.125/resnet18-w0.25", "pgd-at/resnet18-w0.125"]
+def test_cases_name_method_student_and_teacher():
+    full = [step.case_of(*case) for case in step.cases(quick=False)]
+    assert {"dgad/resnet18-w0.125/resnet18-w0.25", "pgd-at/resnet18-w0.125", "pgd-at/mnv2"} <= set(full)
+    assert {f"saad/{s}/{t}" for s in ("mnv2", "rn18") for t in ("wrn-34-10", "resnet-18")} <= set(full)
+    assert len(full) == len(set(full))
+    quick = [step.case_of(*case) for case in step.cases(quick=True)]
+    assert set(quick) < set(full) and "dgad/mnv2/wrn-34-10" in quick and "adaad/mnv2/wrn-34-10" not in quick
+
+
+def test_sizes_of_the_papers_are_theirs():
+    """Counts of parameters from the papers' definitions."""
+    size = sizes.paper("mnv2", "wrn-34-10")
+    models = step.recipe_for("mtard", size)
+    assert (size.channels, size.pixels, size.steps, size.step_size) == (3, 32, 10, "2/255")
+    with torch.device("meta"):
+        nets = [models.student, *(teacher.model for teacher in models.teachers)]
+        counts = [sum(p.numel() for p in net.build(channels=3, classes=10).parameters()) for net in nets]
+    assert counts[:2] == [2_296_922, 46_160_474]
+    assert counts[2] < 10**6
+
+
+def test_only_the_cases_asked_for_are_timed(monkeypatch):
+    monkeypatch.setattr(step, "QUICKSTART", TINY)
+    (row,) = step.rows(quick=True, place=Place(only=("standard/*w0.125", "nothing/*")))
+    assert row["case"] == "standard/resnet18-w0.125"
+    assert row["ratio"] > 0 and row["batch"] == TINY.batch and row["device"] == "cpu"
 
 
 def test_the_timed_commands_work():
