@@ -24,7 +24,10 @@ STUDENT = {"name": "resnet18", "width": 0.05}
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     file = tmp_path_factory.mktemp("policy") / "tiny.yaml"
-    file.write_text("noise_draws: 2\npgd_steps: 3\napgd_steps: 4\ntargets: 1\nsquare_queries: 10\n")
+    file.write_text(
+        "noise_draws: 2\npgd_steps: 3\napgd_steps: 4\ntargets: 1\nsquare_queries: 10\n"
+        "ladder_images: 4\nscale_images: 4\nmemory_images: 4\n"
+    )
     return str(file)
 
 
