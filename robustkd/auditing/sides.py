@@ -64,7 +64,8 @@ class Side:
             check()
             part = x[first : first + (batch or self._batch)]
             self.images += len(part)
-            parts.append(np.array(self._answer(np.ascontiguousarray(part)), dtype=np.float32, copy=True))
+            images = np.array(part, order="C")  # one image of a reversed array passes for contiguous, but not in torch
+            parts.append(np.array(self._answer(images), dtype=np.float32, copy=True))
         return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
     def judge(self, x: Images, y: NDArray[np.int64], batch: int | None = None) -> Judged:

@@ -81,8 +81,9 @@ class PytorchEngine:
         with evaluating(self.net), torch.no_grad():
             for start in range(0, len(x), self._chunk):
                 part = slice(start, start + self._chunk)
-                # copied twice over: torch takes no negative strides, and the net may write in place
-                images = torch.tensor(np.ascontiguousarray(x[part]), device=self._device)
+                # a copy of its own: the net may write in place, and torch takes no negative strides, which numpy calls
+                # contiguous where there is one image only
+                images = torch.from_numpy(np.array(x[part], order="C")).to(self._device)
                 out[part] = self.net(images).float().cpu().numpy()
         return out
 
