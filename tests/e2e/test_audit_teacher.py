@@ -22,11 +22,13 @@ POLICY = "noise_draws: 2\npgd_steps: 5\napgd_steps: 5\ntargets: 1\nsquare_querie
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
-    file.write_text(POLICY)
+    file.write_text(POLICY + "fresh_process: false\n")
     return file
 
 
-def test_a_teacher_is_audited_white_box_on_the_data_of_its_card(cli: Command, policy: Path, tmp_path: Path) -> None:
+def test_a_teacher_is_audited_white_box_on_the_data_of_its_card(cli: Command, tmp_path: Path) -> None:
+    policy = tmp_path / "fresh.yaml"  # with a fresh process, which opens the teacher by its name
+    policy.write_text(POLICY)
     done = cli("audit", f"teacher:{NAME}", "--policy", policy, "--n", 40, "--min-robust", 30, "--json")
     assert done.code == 0, done.stderr
     result = json.loads(done.stdout)

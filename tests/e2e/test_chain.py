@@ -26,7 +26,7 @@ train: {epochs: 2, batch_size: 64, lr: 0.2, threads: 1, save_every: 2, tensorboa
 targets: [cpu-fp32]
 audit: {policy: POLICY, n: 40, tolerance: 10, batch_size: 40}
 """
-POLICY = "{noise_draws: 2, pgd_steps: 2, apgd_steps: 3, targets: 2, square_queries: 10}\n"
+POLICY = "{noise_draws: 2, pgd_steps: 2, apgd_steps: 3, targets: 2, square_queries: 10, fresh_process: false}\n"
 
 
 def write_recipe(folder: Path, text: str = TINY) -> Path:

@@ -59,7 +59,7 @@ def test_the_audit_reproduces_the_teachers_published_pgd_accuracy(cli, files, tm
     with np.load(test) as held:
         np.savez(tmp_path / "first.npz", x=held["x"][:500], y=held["y"][:500])
     as_checkpoint(tmp_path / "teacher", weights, tmp_path / "first.npz")
-    pgd = "noise_draws: 2\npgd_steps: 20\napgd_steps: 0\ntargets: 0\nsquare_queries: 0\n"
+    pgd = "fresh_process: false\nnoise_draws: 2\npgd_steps: 20\napgd_steps: 0\ntargets: 0\nsquare_queries: 0\n"
     result = audited(cli, tmp_path / "teacher", pgd, 500)
     found = [a["robust_accuracy"] for name, a in result["engine"]["attacks"].items() if name == "pgd"]
     assert found == [pytest.approx(0.368, abs=0.010)]
@@ -68,7 +68,7 @@ def test_the_audit_reproduces_the_teachers_published_pgd_accuracy(cli, files, tm
 def test_the_audit_reproduces_the_teachers_published_clean_accuracy(cli, files, tmp_path):
     _, test, weights = files
     as_checkpoint(tmp_path / "teacher", weights, test)
-    clean = "noise_draws: 1\npgd_steps: 1\napgd_steps: 0\ntargets: 0\nsquare_queries: 0\n"
+    clean = "fresh_process: false\nnoise_draws: 1\npgd_steps: 1\napgd_steps: 0\ntargets: 0\nsquare_queries: 0\n"
     result = audited(cli, tmp_path / "teacher", clean, 5000)
     assert result["engine"]["clean_accuracy"]["estimate"] == pytest.approx(0.8381, abs=0.010)
 

@@ -19,15 +19,16 @@ from robustkd.threat import ThreatModel
 from tests.audit_nets import images
 
 STUDENT = {"name": "resnet18", "width": 0.05}
+TINY = (
+    "noise_draws: 2\npgd_steps: 3\napgd_steps: 4\ntargets: 1\nsquare_queries: 10\n"
+    "ladder_images: 4\nscale_images: 4\nmemory_images: 4\n"
+)
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     file = tmp_path_factory.mktemp("policy") / "tiny.yaml"
-    file.write_text(
-        "noise_draws: 2\npgd_steps: 3\napgd_steps: 4\ntargets: 1\nsquare_queries: 10\n"
-        "ladder_images: 4\nscale_images: 4\nmemory_images: 4\n"
-    )
+    file.write_text(TINY + "fresh_process: false\n")
     return str(file)
 
 
@@ -81,13 +82,16 @@ def _to_onnx(net, file):
 
 def test_a_bundle_says_everything_itself(home, tmp_path):
     said = []
-    result, folder = audit(home / "cpu-fp32", output=tmp_path / "audit", progress=said.append)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    own = str(tmp_path / "tiny.yaml")  # the tests below leave out the fresh process, which costs seconds
+    result, folder = audit(home / "cpu-fp32", output=tmp_path / "audit", policy=own, tolerance=20, progress=said.append)
     assert folder == tmp_path / "audit"
     assert result.dataset.n == 24 and result.threat.eps == 4 / 255 and result.policy["name"] == "tiny"
     assert result.source is not None and result.artifact.runtime == "onnxruntime"
     assert {a.level for a in result.engine.attacks.values()} == {"baseline", "surrogate", "replay", "blackbox"}
     assert result.verdict.status == "pass", result.verdict.reasons
     assert not [c for c in result.checks if c.status == "block"], result.checks
+    assert "fresh process" in next(c.message for c in result.checks if c.name.startswith("S18"))
     bundle = Bundle.open(folder, kind="audit")
     assert bundle.manifest.parent == Bundle.open(home / "cpu-fp32").digest
     assert any(line.startswith("pgd: ") for line in said)
