@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps(peak(asked.case, asked.folder)))
         return 0
     found = {"rows": rows(asked.images, asked.size), "environment": environment(quick=False)}
-    write(RESULTS / "memory.json", found)
+    write(RESULTS / "memory-folder.json", found)
     print(json.dumps(found) if asked.json else table(found))
     return 0
 
@@ -75,9 +75,9 @@ def peak(case: str, folder: Path) -> dict[str, Any]:
     """One case in this process, which has held no picture before."""
     recipe = _recipe(case, folder)
     _warm()
-    before = _now()
+    before = now()
     pixels = _epoch(recipe) if case != "twice" else _twice(recipe)
-    added = _most() - before
+    added = most() - before
     return {"case": case, "pixels_mib": pixels / MIB, "added_mib": added / MIB, "ratio": added / pixels}
 
 
@@ -125,22 +125,22 @@ def _warm() -> None:
             _epoch(_recipe(case, Path(name)))
 
 
-def _now() -> int:
+def now() -> int:
     """Bytes of this process in memory; the peak begins anew where the system lets it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
     except OSError:
-        return _most()
+        return most()
 
 
-def _most() -> int:
+def most() -> int:
     """The largest number of bytes that this process has had in memory."""
     try:
         return _status("VmHWM")
     except OSError:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else 1024 * most
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def _status(name: str) -> int:

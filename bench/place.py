@@ -16,11 +16,13 @@ class Place:
         device: `cpu` or `cuda`.
         precision: of our training step; the reference is always fp32. `bf16` leaves the attack in fp32, as the product
             does unless told otherwise; `bf16-attack` has both in bf16, and finds other adversarial images.
+        speed: `train.speed` of our training step.
         only: patterns of case names; one must fit.
     """
 
     device: str = "cpu"
     precision: str = "fp32"
+    speed: str = "auto"
     only: tuple[str, ...] = ("*",)
 
     def wants(self, case: str) -> bool:

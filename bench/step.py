@@ -58,7 +58,7 @@ def rows(*, quick: bool, place: Place = HERE) -> Iterator[Row]:
             kind = ("quickstart" if size is QUICKSTART else "papers") + (", quick" if quick else "")
             row = interleave(pair.case, pair.ours, pair.reference, pairs=PAIRS[kind], settle=place.settle)
         facts = {"batch": size.batch, "steps": size.steps, "pixels": size.pixels}
-        yield {**row, **facts, "device": place.device, "precision": place.precision}
+        yield {**row, **facts, "device": place.device, "precision": place.precision, "speed": place.speed}
 
 
 def cases(*, quick: bool, device: str = "cpu") -> Iterator[tuple[str, Size]]:
@@ -181,6 +181,7 @@ def recipe_for(name: str, size: Size, place: Place = HERE) -> Recipe:
                 "schedule": {"name": "constant"},
                 "device": place.device,
                 "precision": place.precision.partition("-")[0],
+                "speed": place.speed,
             },
         }
     )

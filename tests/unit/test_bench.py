@@ -3,12 +3,13 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import bench.__main__ as command
-from bench import sizes, startup, step
+from bench import audit, engine, peaks, sizes, startup, step
 from bench.place import Place
 from bench.reference.steps import STEPS
 from bench.reference.tools import on_labels, update
@@ -83,6 +84,7 @@ def test_json_is_one_object_of_the_promised_form(monkeypatch, tmp_path, capsys):
     torch.set_num_threads(threads)
     found = json.loads(capsys.readouterr().out)
     assert found.keys() == {"rows", "environment"}
+    assert found["environment"]["left_out"] == {}
     assert found["rows"][0]["case"] == "startup/help"
     assert all(isinstance(row[key], float) and row[key] > 0 for row in found["rows"] for key in ("ratio", "ours", "reference"))
     assert {"hardware", "versions", "threads", "load_before", "quick"} <= found["environment"].keys()
@@ -120,3 +122,92 @@ def test_only_the_cases_asked_for_are_timed(monkeypatch):
 def test_the_timed_commands_work():
     startup.call([startup.EMPTY, "nothing"])
     startup.call(["-m", "robustkd", "--version"])
+
+
+def test_results_of_another_place_do_not_replace_the_usual_ones(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(step, "QUICKSTART", TINY)
+    threads = torch.get_num_threads()
+    assert command.main(["step", "--quick", "--speed", "safe", "--only", "standard/resnet18*"]) == 0
+    torch.set_num_threads(threads)
+    (file,) = tmp_path.glob("*.json")
+    assert file.name == "step-safe.json"
+    assert json.loads(file.read_text())["rows"][0]["speed"] == "safe"
+
+
+@pytest.mark.parametrize("budget", [audit.PGD, audit.Budget("short", steps=3, targets=1, queries=10)], ids=lambda b: b.name)
+def test_verdicts_are_compared_image_by_image(budget):
+    sides = audit.Sides(budget, 12, 8)
+    row = sides.row(pairs=1)
+    robust = {side: found.robust for side, found in sides.outcomes.items()}
+    differ = [i for i in range(12) if robust["ours"][i] != robust["reference"][i]]
+    assert [told["image"] for told in row["differences"]] == differ
+    assert row["verdicts_equal"] == 12 - len(differ)
+    assert 0 < row["robust_ours"] <= int(sides.robust_clean().sum()) <= row["n"] == 12
+
+
+def test_the_standard_budget_is_that_of_the_package():
+    from pyautoattack import AutoAttack
+
+    usual = AutoAttack(torch.nn.Identity(), eps=0.1, version="standard")
+    policy = audit.STANDARD.policy
+    assert policy.apgd_steps == usual.apgd.n_iter == usual.apgd_targeted.n_iter
+    assert policy.targets == usual.apgd_targeted.n_target_classes == usual.fab.n_target_classes
+    assert policy.square_queries == usual.square.n_queries and usual.apgd.n_restarts == policy.restarts
+    assert usual.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"] and policy.fab
+    assert not (policy.noise_draws or policy.pgd_steps or policy.ladder_images or policy.memory_images)
+
+
+def test_an_image_that_one_side_breaks_is_told_with_its_margin():
+    """The source's adversarial images, handed in as what one side found."""
+    sides = audit.Sides(audit.PGD, 12, 12)
+    sides.reference()
+    found = sides.outcomes["reference"]
+    broken = int((sides.robust_clean() & ~found.robust).nonzero()[0][0])
+    blind = audit.Outcome(sides.robust_clean(), sides.images.floats())
+    sides.outcomes["ours"] = blind
+    told = {entry["image"]: entry for entry in sides.verdicts()["differences"]}[broken]
+    assert told["broken_by"] == "reference" and told["margin"] < 0 and "did not" in told["why"]
+
+
+def test_engines_take_turns_and_percentiles_need_samples(tmp_path):
+    mini = {"name": "resnet18", "width": 0.0625}
+    made = engine.engines(mini, tmp_path, Place())
+    ready = {name: found for name, found in made.items() if not isinstance(found, str) and name != engine.COMPILED}
+    assert {engine.EAGER, "onnxruntime-fp32", "onnxruntime-fp16", "onnxruntime-int8"} <= set(ready)
+    images = np.random.default_rng(1).random((8, *engine.SHAPE), dtype=np.float32)
+    eager = ready[engine.EAGER].logits(images)
+    assert np.abs(ready["onnxruntime-fp32"].logits(images) - eager).max() < 1e-4
+    rows = {row["case"]: row for row in engine._rows("engine/mini", ready, 2, engine.turns(ready, 2, 20))}
+    assert rows["engine/mini/torch-eager/b2"]["ratio"] == 1
+    row = rows["engine/mini/onnxruntime-int8/b2"]
+    assert row["latency_ms"]["p95"] >= row["latency_ms"]["p50"] > 0 and row["latency_ms"]["p99"] is None
+    assert row["engine"]["precision"] == "int8" and row["images_per_s"] > 0
+
+
+def test_what_cannot_be_had_here_is_left_out_with_its_reason(monkeypatch, tmp_path, capsys):
+    def rows(*, quick, place):
+        yield {"case": "engine/mini/tensorrt", "left_out": "no GPU"}
+
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(engine, "rows", rows)
+    threads = torch.get_num_threads()
+    assert command.main(["engine", "--json"]) == 0
+    torch.set_num_threads(threads)
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == [] and found["environment"]["left_out"] == {"engine/mini/tensorrt": "no GPU"}
+
+
+def test_memory_is_measured_over_batch_sizes_and_numbers_of_images():
+    full = {peaks.name_of(case) for case in peaks.cases(quick=False)}
+    assert {peaks.name_of(case) for case in peaks.cases(quick=True)} < full
+    assert {"memory/step/dgad/mnv2/resnet-18/b16", "memory/step/dgad/mnv2/resnet-18/b128"} < full
+    assert {"memory/audit/resnet-18/n64/b64", "memory/audit/resnet-18/n1024/b64"} < full
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process begins anew only on Linux")
+def test_a_larger_batch_needs_more_memory():
+    told = {"device": "cpu", "precision": "fp32", "speed": "auto", "kind": "step", "student": "mnv2", "teacher": "resnet-18"}
+    small, large = (peaks.measured({**told, "batch": batch})["ours"] for batch in (2, 6))
+    assert large > 1.5 * small

@@ -18,7 +18,7 @@ def test_no_picture_is_held_twice(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "RESULTS", tmp_path)
     assert memory.main(["--images", "3500", "--size", "64", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "memory.json").read_text()) == found
+    assert json.loads((tmp_path / "memory-folder.json").read_text()) == found
     ratios = {row["case"]: row["ratio"] for row in found["rows"]}
     assert all(row["pixels_mib"] == pytest.approx(3500 * 3 * 64 * 64 / 2**20) for row in found["rows"])
     assert 0.9 < ratios["held"] < 1.75, ratios
