@@ -10,13 +10,15 @@ from robustkd.auditing.ledger import Ledger
 from robustkd.auditing.plan import Step
 from robustkd.auditing.probes import share
 from robustkd.auditing.sides import Side
-from robustkd.losses import cross_entropy
+from robustkd.losses import cross_entropy, margin
 from robustkd.result import Check, CheckStatus
 from robustkd.stats import mcnemar_exact
 from robustkd.threat import ThreatModel
 
 #: images that get a gradient for S12 and S13
 GRADIENTS = 256
+#: margins to which the logits are scaled down before their loss is compared
+SHARP = 10.0
 #: robust accuracy on float images beyond that on 8-bit images that warns
 GAP = 0.05
 
@@ -78,7 +80,7 @@ def gradients(model: nn.Module, judge: Side, x: Tensor, y: Tensor, threat: Threa
         size = grad.double().flatten(1).abs().amax(1)
         zero += int((~size.isfinite() | (size < torch.finfo(torch.float32).tiny)).sum())
         moved = threat.project(part + threat.eps / 4 * threat.step(torch.nan_to_num(grad)), part)
-        rising += int((_loss(judge, moved, labels, logs=logs) > _loss(judge, part, labels, logs=logs)).sum())
+        rising += int(_rises(judge, part, moved, labels, logs=logs).sum())
     return [
         share(names[0], zero, len(x), 0.01, "images have a zero, denormal or NaN gradient"),
         share(
@@ -119,9 +121,18 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return grad
 
 
-def _loss(judge: Side, x: Tensor, y: Tensor, *, logs: bool) -> Tensor:
-    """Cross entropy on the engine in float64, where a factor on the logits does not flatten it; NaN is no rise."""
+def _rises(judge: Side, x: Tensor, moved: Tensor, y: Tensor, *, logs: bool) -> Tensor:
+    """Whether each image has a higher cross entropy on the engine after the move, in float64; NaN is no rise.
+
+    Above a margin of about 37 cross entropy is exactly zero in float64, before and after. So the logits of an image
+    whose clean margin exceeds `SHARP` are first divided by what brings it there: the same factor for both answers.
+    """
+    before, after = (_logits(judge, z, logs=logs) for z in (x, moved))
+    labels = y.cpu()
+    scale = (SHARP / margin(before, labels).clamp_min(SHARP))[:, None]
+    return cross_entropy(after * scale, labels) > cross_entropy(before * scale, labels)
+
+
+def _logits(judge: Side, x: Tensor, *, logs: bool) -> Tensor:
     logits = torch.from_numpy(judge.logits(x.cpu().numpy())).double()
-    if logs:
-        logits = logits.clamp_min(1e-30).log()
-    return cross_entropy(logits, y.cpu())
+    return logits.clamp_min(1e-30).log() if logs else logits

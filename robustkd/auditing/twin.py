@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from robustkd.engines._base import Engine
 
-#: standard deviation of logits above which cross entropy saturates in float32; larger logits are scaled down to it
-WIDE = 25.0
+#: margins above which the gradient of a float32 cross entropy nears the smallest number, and those it is scaled down to
+FAR, NEAR = 40.0, 10.0
+#: share of the images whose margins may lie above them
+MOST = 0.9
 
 
 class Values(nn.Module):
@@ -106,19 +108,28 @@ def spread(net: nn.Module, x: Tensor) -> float:
 def tame(values: nn.Module, twin: nn.Module, x: Tensor) -> Surrogate:
     """The surrogate with a detached scale normalisation, so that no factor on the logits can saturate the loss.
 
-    The engine's logits are brought to the spread of the twin's, and both to at most `WIDE`; where engine and twin
-    are the same ordinary network, nothing is scaled and the attack is the plain white-box one.
+    The engine's logits are brought to the spread of the twin's, and both to margins that saturate no loss; where
+    engine and twin are the same ordinary network, nothing is scaled and the attack is the plain white-box one.
     """
     of_engine, of_twin = spread(values, x), spread(twin, x)
     if not (0 < of_engine < float("inf") and 0 < of_twin < float("inf")):
         return Surrogate(values, twin)
-    goal = min(of_twin, WIDE)
-    value, slope = goal / of_engine, goal / of_twin
+    slope = _factor(twin, x)
+    value = slope * of_twin / of_engine
     close = abs(value - 1) < 0.01  # rounding of a faithful export is no reason to touch its values
     return Surrogate(values, twin, value_scale=1.0 if close else value, twin_scale=slope)
 
 
 def tamed(net: nn.Module, x: Tensor) -> nn.Module:
-    """The network itself, or its logits scaled down to `WIDE` where cross entropy would saturate."""
-    found = spread(net, x)
-    return Tamed(net, WIDE / found) if WIDE < found < float("inf") else net
+    """The network itself, or its logits scaled down where cross entropy would saturate."""
+    factor = _factor(net, x)
+    return Tamed(net, factor) if factor < 1 else net
+
+
+@torch.no_grad()
+def _factor(net: nn.Module, x: Tensor) -> float:
+    """1, or what brings the margins of a network that exceed `FAR` to `NEAR`, whatever its number of classes."""
+    logits = net(x).double()
+    top = logits[logits.isfinite().all(1)].topk(min(2, logits.shape[1]), 1).values
+    reach = float((top[:, 0] - top[:, -1]).quantile(MOST)) if len(top) else 0.0
+    return NEAR / reach if FAR < reach < float("inf") else 1.0

@@ -8,7 +8,7 @@ from robustkd.auditing import evidence, probes, recheck
 from robustkd.auditing.ledger import Ledger, distances
 from robustkd.auditing.plan import plan, seed_of
 from robustkd.auditing.sides import NO_NUMBER, Judged, Side, read
-from robustkd.auditing.twin import Surrogate, Values
+from robustkd.auditing.twin import Surrogate, Values, tame
 from robustkd.recipe.policy import Policy, read_policy
 from robustkd.threat import ThreatModel
 from tests.audit_nets import Quadrants, TorchEngine, images
@@ -89,6 +89,19 @@ def test_s12_s13(twin, zero, ascent):
     model = Surrogate(Values(engine), twin() if twin else torch.nn.Sequential(torch.nn.Flatten(), Zero()))
     checks = evidence.gradients(model, Side(engine.logits, 32), x[right], y[right], THREAT, logs=False)
     assert [c.status for c in checks] == [zero, ascent]
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e2, 1e4, 1e8])
+@pytest.mark.parametrize(("twin", "ascent"), [(Quadrants, "ok"), (Backwards, "block")])
+def test_s13_sees_through_the_scale_of_the_logits(factor, twin, ascent):
+    """Cross entropy is exactly zero above a margin of 37: an honest engine of large logits is not to blame for that."""
+    data = images(64)
+    x, y = torch.from_numpy(data.floats()), torch.from_numpy(data.labels)
+    engine = TorchEngine(Quadrants(), answer=lambda net, z: factor * net(z))
+    right = Quadrants()(x).argmax(1) == y
+    model = tame(Values(engine), twin(), x)
+    found = evidence.gradients(model, Side(engine.logits, 32), x[right], y[right], THREAT, logs=False)
+    assert [c.status for c in found] == ["ok", ascent]
 
 
 class Zero(torch.nn.Module):

@@ -56,6 +56,13 @@ def test_an_honest_net_passes_and_fires_no_block(honest):
     assert 0.2 < result.engine.robust_accuracy.estimate < result.engine.clean_accuracy.estimate
 
 
+@pytest.mark.parametrize("factor", [40.0, 1e4])
+def test_an_honest_net_of_huge_logits_passes_with_a_warning(data, factor):
+    net = Quadrants(gain=60.0 * factor)
+    result, _ = go(TorchEngine(net), data, source=net, policy=SMALL.model_copy(update={"targets": 0, "square_queries": 20}))
+    assert result.verdict.status == "pass" and statuses(result, "warn") <= {"S14"}, result.checks
+
+
 def test_levels_and_counts(honest):
     result, _ = honest
     levels = {name: attack.level for name, attack in result.engine.attacks.items()}
