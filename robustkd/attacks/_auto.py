@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from robustkd.errors import RequirementError
@@ -10,10 +9,6 @@ from robustkd.threat import ThreatModel
 
 #: the package names norms so
 NORMS = {"linf": "Linf", "l2": "L2"}
-
-#: its warnings are replaced by the audit's own checks, which count and block
-QUIET = logging.Logger("robustkd.autoattack")
-QUIET.addHandler(logging.NullHandler())
 
 
 def autoattack(module: str) -> Any:

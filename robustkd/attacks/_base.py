@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustkd.ascent import attacking
 from robustkd.attacks._grid import on_grid
-from robustkd.attacks._guard import Guard
+from robustkd.attacks._guard import Enough, Guard
 from robustkd.threat import ThreatModel
 
 Model = Callable[[Tensor], Tensor]
@@ -50,7 +50,9 @@ class Attack(BaseModel, frozen=True, extra="forbid"):
         """Why this attack cannot run against so many classes; empty where it can."""
         return ""
 
-    def perturb(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int) -> Found:
+    def perturb(
+        self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int, enough: Enough | None = None
+    ) -> Found:
         """Search the ball around each image for one that the model does not answer with y by a strict margin.
 
         Leaves no trace: global random states, training flags, parameter flags and gradients are as before.
@@ -61,6 +63,8 @@ class Attack(BaseModel, frozen=True, extra="forbid"):
             y: labels (N,), int64.
             threat: the ball.
             seed: of all randomness; the same seed gives the same images.
+            enough: which images that fool the model need not be searched further; it is asked of those that are wrong
+                beyond rounding. Without it all of these leave.
 
         Returns:
             One image per input: the one that fooled the model, or the last one tried.
@@ -68,7 +72,7 @@ class Attack(BaseModel, frozen=True, extra="forbid"):
         if not len(x) or threat.eps == 0:
             return Found(x.clone(), 0)
         with prepared(model), isolated(seed):
-            guard = Guard(model, x, y, threat)
+            guard = Guard(model, x, y, threat, enough)
             if self.obstacle(guard.classes) or threat.norm not in self.norms:
                 return Found(x.clone(), guard.forwards)
             settled = guard.settle(self._search(guard, x, y, threat, seed))

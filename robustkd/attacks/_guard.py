@@ -16,8 +16,15 @@ from robustkd.losses import margin
 from robustkd.signals import check
 from robustkd.threat import SLACK, ThreatModel
 
+#: standard deviations of the clean logits by which an image must be wrong to leave its batch: it shall also fool after
+#: rounding, and through another runtime
+DEPTH = 0.25
 #: step of the tie-break relative to the spread of the logits, far below one unit of float32 or int8
 _TIE_STEP = 1e-9
+
+
+Enough = Callable[[Tensor, Tensor], Tensor]
+"""Images (M, C, H, W) that fool the attacked model, and their rows in its batch (M,): which need not be searched on."""
 
 
 class _CleanGradient(torch.autograd.Function):
@@ -39,10 +46,13 @@ class Guard:
         model: images to logits.
         x: the clean images of the batch; y: their labels.
         threat: the ball in which a witness must lie.
+        enough: which fooling images settle their row; without it all that are wrong beyond rounding.
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, threat: ThreatModel) -> None:
-        self._model, self._x, self._y, self._threat = model, x, y, threat
+    def __init__(
+        self, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, threat: ThreatModel, enough: Enough | None = None
+    ) -> None:
+        self._model, self._x, self._y, self._threat, self._enough = model, x, y, threat, enough
         self._witness = x.clone()
         self._open = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self._tie_break: Tensor | None = None
@@ -60,6 +70,14 @@ class Guard:
         """
         step = _TIE_STEP * max(self._spread, 1e-12)
         self._tie_break = step * torch.arange(self.classes, dtype=torch.float64, device=self._x.device)
+
+    @torch.no_grad()
+    def settled(self, z: Tensor, margins: Tensor, rows: Tensor) -> Tensor:
+        """Of which rows of the batch nothing more can be learned, given images z that fool the model by these margins."""
+        deep = margins <= -DEPTH * self._spread
+        if self._enough is not None and bool(deep.any()):
+            deep[deep.clone()] = self._enough(self._threat.project(z[deep], self._x[rows[deep]]), rows[deep])
+        return deep
 
     def __call__(self, z: Tensor) -> Tensor:
         """Logits of `z` (M, C, H, W), in rows of finite numbers; M may be 0 (defect A8)."""

@@ -4,7 +4,8 @@ Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble 
 ICML 2020; the authors' own code (PyPI: pyautoattack). Rounding the images of another attack afterwards loses what
 lies below one level: coarse engines then look several points stronger than they are.
 
-Departures: the model sees the nearest 8-bit image, and its gradient is passed straight through the rounding.
+Departures: the model sees the nearest 8-bit image, and its gradient is passed straight through the rounding; images
+that are settled leave the batch, see `_apgd`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from robustkd.attacks._auto import QUIET, autoattack, common
+from robustkd.attacks._apgd import Schedule, auto_pgd
 from robustkd.attacks._base import Attack
 from robustkd.attacks._grid import anchored, on_grid, rounding
 from robustkd.attacks._guard import Guard
@@ -35,16 +36,12 @@ class APGDGrid(Attack, frozen=True):
         anchor, inner = anchored(x, threat)
         if inner.eps == 0:
             return on_grid(x, x, threat)
-        attack = autoattack("autopgd_base").APGDAttack(
-            lambda z: model(rounding(z)),
-            n_iter=self.steps,
-            n_restarts=self.restarts,
-            loss="ce",
-            device=x.device,
-            logger=QUIET,
-            **common(inner, seed),
-        )
-        found: Tensor = attack.perturb(anchor, y)
+
+        def settled(z: Tensor, margins: Tensor, rows: Tensor) -> Tensor:
+            return model.settled(on_grid(z, x[rows], threat), margins, rows)
+
+        schedule = Schedule(self.steps, self.restarts)
+        found = auto_pgd(lambda z: model(rounding(z)), anchor, y, inner, schedule, seed, settled)
         return on_grid(found, x, threat)
 
 

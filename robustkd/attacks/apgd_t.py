@@ -4,7 +4,7 @@ DLR-T(x, y, t) = -(z_y - z_t) / (z_1 - (z_3 + z_4) / 2) with the logits sorted d
 2020; the authors' own code (PyPI: pyautoattack). The ratio does not change with the scale of the logits.
 
 Departures: targets are capped at classes - 1; with fewer than 4 classes the ratio does not exist and the
-attack is left out, where the original stops with an IndexError.
+attack is left out, where the original stops with an IndexError; images that are settled leave the batch, see `_apgd`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from robustkd.attacks._auto import QUIET, autoattack, common
+from robustkd.attacks._apgd import Schedule, auto_pgd
 from robustkd.attacks._base import Attack
 from robustkd.attacks._guard import Guard
 from robustkd.threat import ThreatModel
@@ -35,17 +35,8 @@ class APGDT(Attack, frozen=True):
         return f"the targeted DLR loss needs 4 classes, there are {classes}" if classes < 4 else ""
 
     def _search(self, model: Guard, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
-        attack = autoattack("autopgd_base").APGDAttack_targeted(
-            model,
-            n_iter=self.steps,
-            n_restarts=self.restarts,
-            n_target_classes=min(self.targets, model.classes - 1),
-            device=x.device,
-            logger=QUIET,
-            **common(threat, seed),
-        )
-        found: Tensor = attack.perturb(x, y)
-        return found
+        schedule = Schedule(self.steps, self.restarts, min(self.targets, model.classes - 1))
+        return auto_pgd(model, x, y, threat, schedule, seed, model.settled)
 
 
 ENTRY = APGDT

@@ -3,7 +3,7 @@
 Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018. A sanity line, not a
 verdict: with a fixed step it stays several points behind APGD.
 
-Departures: the first iterate that fools the model is returned, not the last one.
+Departures: the first iterate that fools the model is returned, not the last one, and its image then leaves the batch.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ class PGD(Attack, frozen=True):
         fooling, fooled = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
         def objective(z: Tensor) -> Tensor:
-            logits = model(z)
-            inside = threat.project(z.detach(), x)  # the start itself is not yet cut to [0, 1]
-            new = (margin(logits.detach(), y) <= 0) & ~fooled & (inside == z.detach()).flatten(1).all(1)
-            fooling[new] = z.detach()[new]
-            fooled.logical_or_(new)
-            return cross_entropy(logits, y)
+            live = (~fooled).nonzero().flatten()  # a fooled image has what will be returned: it asks no more
+            if not len(live):
+                return 0 * z.flatten(1).sum(1)
+            logits, tried = model(z[live]), z.detach()[live]
+            inside = threat.project(tried, x[live])  # the start itself is not yet cut to [0, 1]
+            new = (margin(logits.detach(), y[live]) <= 0) & (inside == tried).flatten(1).all(1)
+            fooling[live[new]] = tried[new]
+            fooled[live[new]] = True
+            return z.new_zeros(len(z)).index_put((live,), cross_entropy(logits, y[live]))
 
         last = ascend(
             objective,

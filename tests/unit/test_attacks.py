@@ -235,17 +235,6 @@ def test_forwards_are_the_images_the_model_received(data, net):
         assert make(name).perturb(counting, x, y, ThreatModel(), seed=0).forwards == sum(received), name
 
 
-def test_apgd_is_the_authors_own(data, net):
-    """The guard changes nothing on an honest net: same images as the bare package."""
-    from pyautoattack.autopgd_base import APGDAttack
-
-    x, y = batch(data)
-    bare = APGDAttack(net, n_iter=12, eps=8 / 255, norm="Linf", seed=5, loss="ce", device="cpu")
-    with torch.random.fork_rng():
-        expected = bare.perturb(x, y)
-    assert torch.equal(make("apgd-ce").perturb(net, x, y, ThreatModel(), seed=5).x_adv, expected)
-
-
 def test_strength_order_on_a_trained_net(data, net):
     x, y = batch(data)
     threat = ThreatModel(eps=0.03)
