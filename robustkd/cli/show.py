@@ -18,7 +18,7 @@ def show(
         typer.Option("--set", metavar="K=V", help="Show a recipe as it is with this setting."),
     ] = None,
 ) -> None:
-    """Show a recipe or target resolved, with the origin of each value; or a teacher's card; or a method's equation."""
+    """Show a recipe resolved, with the origin of each value and its cost; or a target, a teacher's card, a method."""
     if kind not in _KINDS:
         raise ConfigError(f"there is no {kind} to show", fix=nearest(kind, _KINDS))
     if settings and kind != "recipe":
@@ -30,9 +30,12 @@ def _recipe(name: str, settings: list[str]) -> str:
     from robustkd.cli._origins import annotated
     from robustkd.recipe.reading import override, read, validate
     from robustkd.recipe.schema import Recipe
+    from robustkd.training.cost import told
 
     source = override(read("recipe", name), settings)
-    return annotated(validate(Recipe, source).model_dump(mode="json"), source)
+    recipe = validate(Recipe, source)
+    cost = [f"# {line}" for line in told(recipe, name)]
+    return "\n".join([annotated(recipe.model_dump(mode="json"), source), "", *cost])
 
 
 def _target(name: str, _: list[str]) -> str:

@@ -111,10 +111,17 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a published data set before a file of it is read: (channels, height, width) and class count."""
+    """What is known of a published data set before a file of it is read.
+
+    Attributes:
+        shape: channels, height, width.
+        classes: their number.
+        train: number of training images.
+    """
 
     shape: tuple[int, int, int]
     classes: int
+    train: int | None = None
 
 
 class DatasetConfig(BaseModel, frozen=True, extra="forbid"):

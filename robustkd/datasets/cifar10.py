@@ -24,7 +24,7 @@ class Cifar10Config(DatasetConfig, frozen=True):
     """CIFAR-10 in either of its official layouts."""
 
     summary: ClassVar[str] = "CIFAR-10 in its official binary or Python layout under the data root"
-    facts: ClassVar[Facts | None] = Facts((3, 32, 32), 10)
+    facts: ClassVar[Facts | None] = Facts((3, 32, 32), 10, train=50_000)
     name: Literal["cifar10"] = "cifar10"
 
     def load(self, split: Split) -> ImageSet:

@@ -25,7 +25,7 @@ class Cifar100Config(DatasetConfig, frozen=True):
     """CIFAR-100 with its fine labels, in either of its official layouts."""
 
     summary: ClassVar[str] = "CIFAR-100, fine labels, in its official binary or Python layout under the data root"
-    facts: ClassVar[Facts | None] = Facts((3, 32, 32), 100)
+    facts: ClassVar[Facts | None] = Facts((3, 32, 32), 100, train=50_000)
     name: Literal["cifar100"] = "cifar100"
 
     def load(self, split: Split) -> ImageSet:

@@ -88,7 +88,7 @@ class FashionMNISTConfig(DatasetConfig, frozen=True):
     """Fashion-MNIST, the full set where it is on disk."""
 
     summary: ClassVar[str] = "Fashion-MNIST: the full set where it is on disk, otherwise the embedded subset"
-    facts: ClassVar[Facts | None] = Facts((1, 28, 28), 10)
+    facts: ClassVar[Facts | None] = Facts((1, 28, 28), 10, train=60_000)
     name: Literal["fashion-mnist"] = "fashion-mnist"
 
     def load(self, split: Split) -> ImageSet:

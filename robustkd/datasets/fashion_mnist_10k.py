@@ -12,7 +12,7 @@ class FashionMNIST10kConfig(DatasetConfig, frozen=True):
     """The subset of Fashion-MNIST inside the package; needs no download."""
 
     summary: ClassVar[str] = "the embedded 10,000 + 2,000 images of Fashion-MNIST; needs no files"
-    facts: ClassVar[Facts | None] = Facts((1, 28, 28), 10)
+    facts: ClassVar[Facts | None] = Facts((1, 28, 28), 10, train=10_000)
     name: Literal["fashion-mnist-10k"] = "fashion-mnist-10k"
 
     def load(self, split: Split) -> ImageSet:

@@ -24,7 +24,7 @@ class SvhnConfig(DatasetConfig, frozen=True):
     """SVHN, cropped digits."""
 
     summary: ClassVar[str] = "SVHN, cropped digits, as the published .mat files under the data root"
-    facts: ClassVar[Facts | None] = Facts((3, 32, 32), 10)
+    facts: ClassVar[Facts | None] = Facts((3, 32, 32), 10, train=73_257)
     name: Literal["svhn"] = "svhn"
 
     def load(self, split: Split) -> ImageSet:

@@ -28,7 +28,7 @@ class TinyImagenetConfig(DatasetConfig, frozen=True):
     """Tiny-ImageNet-200; its official `val` is the test split."""
 
     summary: ClassVar[str] = "Tiny-ImageNet-200 as unpacked, under the data root; the official val is the test split"
-    facts: ClassVar[Facts | None] = Facts((3, SIZE, SIZE), CLASSES)
+    facts: ClassVar[Facts | None] = Facts((3, SIZE, SIZE), CLASSES, train=100_000)
     name: Literal["tiny-imagenet"] = "tiny-imagenet"
 
     def load(self, split: Split) -> ImageSet:
