@@ -18,7 +18,7 @@ from robustkd.threat import SLACK, ThreatModel
 
 #: standard deviations of the clean logits by which an image must be wrong to leave its batch: it shall also fool after
 #: rounding, and through another runtime
-DEPTH = 0.25
+DEPTH = 0.1
 #: step of the tie-break relative to the spread of the logits, far below one unit of float32 or int8
 _TIE_STEP = 1e-9
 
