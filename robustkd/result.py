@@ -46,6 +46,14 @@ class AttackResult(Value):
     note: str = ""
 
 
+class PerDraw(Value):
+    """How often one answer of a random engine is right; the accuracies beside it are those of the majority of `draws`."""
+
+    draws: int
+    clean_accuracy: float
+    robust_accuracy: float = Field(description="on the worst image found for each")
+
+
 class Side(Value):
     """The engine, or the source model it is held against."""
 
@@ -54,6 +62,7 @@ class Side(Value):
     robust_accuracy_float: Interval | None = Field(None, description="over the attacks that may use any value in [0, 1]")
     robust_accuracy_uint8: Interval | None = Field(None, description="over 8-bit images alone")
     attacks: dict[str, AttackResult] = {}
+    per_draw: PerDraw | None = Field(None, description="of an engine that was declared random")
 
 
 class Artifact(Value):

@@ -118,6 +118,12 @@ def ask(
         check_place(save_kit)
     subject = artifact if isinstance(artifact, Subject) else open_subject(Path(artifact))
     config = _config(subject.recipe, **options)
+    if save_kit is not None and config.stochastic:
+        raise ConfigError(
+            "a kit asks every image once, which tells little of a random engine",
+            where="--save-kit",
+            fix="leave out one of both",
+        )
     return Ask(
         subject=subject,
         config=config,

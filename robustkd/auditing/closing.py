@@ -81,7 +81,9 @@ def _again(job: Job, steps: list[Step], means: Means) -> Check:
     if means.reopen is None or not means.policy.fresh_process or found.status == "block":
         return found
     channels, height, width = job.x.shape[1:]
-    return judged_afresh(found, means.reopen, _claims(job, steps), (channels, height, width), job.batch // 2 + 1)
+    return judged_afresh(
+        found, means.reopen, _claims(job, steps), (channels, height, width), job.batch // 2 + 1, stochastic=job.engine.draws > 1
+    )
 
 
 #: in which order a fresh process is asked: what was made on the source owes nothing to the engine's answers

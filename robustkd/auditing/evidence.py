@@ -134,5 +134,5 @@ def _rises(judge: Side, x: Tensor, moved: Tensor, y: Tensor, *, logs: bool) -> T
 
 
 def _logits(judge: Side, x: Tensor, *, logs: bool) -> Tensor:
-    logits = torch.from_numpy(judge.logits(x.cpu().numpy())).double()
+    logits = torch.from_numpy(judge.scores.logits(x.cpu().numpy())).double()
     return logits.clamp_min(1e-30).log() if logs else logits

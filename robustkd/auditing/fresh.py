@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from robustkd.auditing.probes import Labels, spread
-from robustkd.auditing.sides import Judged, engine_side, read
+from robustkd.auditing.sides import Judged, read
+from robustkd.auditing.stochastic import SLACK, side_of_engine
 from robustkd.engines._base import Engine, Images, Logits
 from robustkd.errors import NumericsError
 from robustkd.result import Check
@@ -50,8 +51,10 @@ def open_file(path: str, shape: Shape) -> Engine:
     return open_engine(Path(path))
 
 
-def answers(reopen: Reopen, pools: Iterable[Images], shape: Shape, batch: int) -> list[Logits]:
+def answers(reopen: Reopen, pools: Iterable[Images], shape: Shape, batch: int, *, stochastic: bool = False) -> list[Logits]:
     """The logits that a fresh process gets for each pool of images, asked in this order and in batches of `batch`.
+
+    Those of an engine declared random are the shares of its votes.
 
     Raises:
         NumericsError: the process ended without an answer.
@@ -61,7 +64,7 @@ def answers(reopen: Reopen, pools: Iterable[Images], shape: Shape, batch: int) -
         folder, count = Path(name), 0
         for count, pool in enumerate(pools, 1):
             np.save(folder / f"pool-{count - 1}.npy", pool)
-        request = {**reopen._asdict(), "shape": shape, "batch": batch, "pools": count}
+        request = {**reopen._asdict(), "shape": shape, "batch": batch, "pools": count, "stochastic": stochastic}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         root = str(Path(__file__).resolve().parents[2])  # of a checkout that is not installed
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
@@ -81,12 +84,14 @@ def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     module, _, function = request["entry"].partition(":")
     with getattr(import_module(module), function)(request["argument"], tuple(request["shape"])) as engine:
-        side = engine_side(engine, request["batch"])
+        side = side_of_engine(engine, request["batch"], stochastic=request["stochastic"])
         for number in range(request["pools"]):
             np.save(folder / f"logits-{number}.npy", side.logits(np.load(folder / f"pool-{number}.npy")))
 
 
-def judged_afresh(found: Check, reopen: Reopen, claims: Iterable[Claim], shape: Shape, batch: int) -> Check:
+def judged_afresh(
+    found: Check, reopen: Reopen, claims: Iterable[Claim], shape: Shape, batch: int, *, stochastic: bool = False
+) -> Check:
     """The check S18, which holds only if a fresh process also gives every flag of the claims.
 
     Args:
@@ -95,6 +100,7 @@ def judged_afresh(found: Check, reopen: Reopen, claims: Iterable[Claim], shape: 
         claims: pools of images with labels and what was answered, in the order in which they are asked.
         shape: (C, H, W).
         batch: images at a time, another number than in the audit.
+        stochastic: the engine is declared random; flags of close votes may change.
     """
     before: list[Claim] = []
 
@@ -104,14 +110,14 @@ def judged_afresh(found: Check, reopen: Reopen, claims: Iterable[Claim], shape: 
             yield claim.x
 
     try:
-        logits = answers(reopen, pools(), shape, batch)
+        logits = answers(reopen, pools(), shape, batch, stochastic=stochastic)
     except NumericsError as error:
         return found.model_copy(update={"status": "block", "message": error.what})
     changed = close = total = 0
     for claim, rows in zip(before, logits, strict=True):
         again, unit = read(rows, claim.y), spread(rows)
         differ = again.robust != claim.judged.robust
-        near = np.abs(again.margin) + np.abs(claim.judged.margin) <= 2e-3 * unit
+        near = np.abs(again.margin) + np.abs(claim.judged.margin) <= (SLACK if stochastic else 2e-3 * unit)
         total, changed = total + len(rows), changed + int((differ & ~near).sum())
         close += int((differ & near).sum())
     if changed:
@@ -120,7 +126,8 @@ def judged_afresh(found: Check, reopen: Reopen, claims: Iterable[Claim], shape: 
     if found.status != "ok":
         return found
     if close:
-        text = f"{close} of {total} flags changed within rounding when a fresh process judged the same images"
+        why = "by close votes" if stochastic else "within rounding"
+        text = f"{close} of {total} flags changed {why} when a fresh process judged the same images"
         return found.model_copy(update={"status": "warn", "observed": close / total, "message": text})
     return found.model_copy(update={"message": f"{found.message}, and all {total} in a fresh process"})
 

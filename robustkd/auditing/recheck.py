@@ -33,13 +33,13 @@ def rejudged(engine: Side, ledger: Ledger, x: Images, y: Labels, batch_size: int
         again = read(engine.logits(images[::-1], other)[::-1], y)
         reference = before if before is not None else Judged(again.prediction, ledger.worst_margin)
         differ = again.robust != reference.robust
-        near = np.abs(again.margin) + np.abs(reference.margin) <= 2e-3 * unit
+        near = np.abs(again.margin) + np.abs(reference.margin) <= max(2e-3 * unit, engine.slack)
         changed, close = changed + int((differ & ~near).sum()), close + int((differ & near).sum())
     total = 2 * len(x)
     status: CheckStatus = "block" if changed else "warn" if close else "ok"
     message = {
         "ok": f"all {total} flags were the same when judged again in another cut",
-        "warn": f"{close} of {total} flags changed within rounding when judged again",
+        "warn": f"{close} of {total} flags changed {'by close votes' if engine.slack else 'within rounding'} when judged again",
         "block": f"{changed} of {total} flags changed when the same images were judged again",
     }[status]
     return Check(name="S18 re-judging", status=status, observed=changed / total, bound=0.0, message=message)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from robustkd.attacks._base import Model, prepared
+from robustkd.attacks._base import prepared
 from robustkd.auditing import probes
 from robustkd.auditing.closing import Means, closing_checks
 from robustkd.auditing.controls import Unseen
@@ -25,18 +25,20 @@ from robustkd.auditing.graph import TRANSFER, Graph, agrees, not_built
 from robustkd.auditing.latency import latency_bounds
 from robustkd.auditing.ledger import Ledger
 from robustkd.auditing.plan import Step, plan
+from robustkd.auditing.preparing import clean_answers, models_of, network_side
 from robustkd.auditing.shards import ALL, Shard
-from robustkd.auditing.sides import Judged, Side, engine_side, read, source_side
+from robustkd.auditing.sides import Judged, Side, engine_side, read
 from robustkd.auditing.steps import Event, Job, Progress, run_step
+from robustkd.auditing.stochastic import Mean, per_draw, side_of_engine
 from robustkd.auditing.store import CLOCK, Store, partial_folder
 from robustkd.auditing.summary import counts_of, side_of
-from robustkd.auditing.twin import Values, tame, tamed
 from robustkd.auditing.verdict import BLIND, difference, judge
 from robustkd.datasets._base import ImageSet
 from robustkd.engines._base import Engine, Images
 from robustkd.errors import ArtifactError
 from robustkd.recipe.policy import AuditConfig, Gates, Policy, bounds_told, gates_of
 from robustkd.result import Artifact, AttackResult, AuditResult, Check, Dataset, Source
+from robustkd.result import Side as SideResult
 from robustkd.threat import ThreatModel
 
 #: images that set the scale of the logits
@@ -113,12 +115,15 @@ class Order:
         return {
             "artifact": self.artifact.sha256,
             "runtime": f"{info.runtime} {info.runtime_version} {info.device}",
+            # an optimiser or a provider changes what an int8 file answers; the threads are chosen by the load of the moment
+            "settings": {name: value for name, value in info.settings.items() if name != "threads"},
             "source": self.source.sha256 if self.source else None,
             "norm": self.threat.norm,
             "eps": self.threat.eps,
             "data": self.images.sha256,
             "policy": self.policy.model_dump(exclude={"gates"}),
             "batch_size": self.audit.batch_size,
+            "stochastic": self.audit.stochastic,
             "seed": self.seed,
         }
 
@@ -188,21 +193,24 @@ def _begin(order: Order, shard: Shard) -> _Work:
     earlier = store.seconds()
     engine, source, threat, audit, net = order.engine, order.source, order.threat, order.audit, order.net
     x, y = order.images.floats(), order.images.labels
-    judge_e = engine_side(engine, audit.batch_size)
-    logits = judge_e.logits(x)
+    one = engine_side(engine, audit.batch_size)
+    judge_e = side_of_engine(engine, audit.batch_size, stochastic=True) if audit.stochastic else one
+    logits = one.logits(x)
     kind = probes.output_kind(logits)
     device = _device(net)
-    judge_s = source_side(source.net, device, audit.batch_size) if source else None
+    judge_s = network_side(source.net, device, order.images, audit) if source else None
     own = order.own
-    other = (judge_s or source_side(own, device, audit.batch_size)).judge(x, y) if own is not None else None
-    ledger = Ledger(x, threat, read(logits, y), other if source else None)
-    checks = _probe(judge_e, x, y, logits, kind, ledger, other, order, paired=source is not None)
-    checks += _twin_checks(order, judge_e, x, y, kind)
+    other = (judge_s or network_side(own, device, order.images, audit)).judge(x, y) if own is not None else None
+    clean = clean_answers(judge_e, x, y, store) if audit.stochastic else read(logits, y)
+    ledger = Ledger(x, threat, clean, other if source else None)
+    checks = _probe(one, judge_e, x, y, logits, kind, ledger, other, order, paired=source is not None)
+    checks += _twin_checks(order, one, x, y, kind)
     for check in checks:
         if check.status in ("warn", "block"):
             order.progress(Event("warning", f"{check.name}: {check.message}"))
     second = order.second if not any(check.name == TWIN and check.status != "ok" for check in checks) else None
-    models = _models(engine, net, source, second, kind, torch.from_numpy(x[:SCALE]).to(device))
+    led: Engine = Mean(engine) if audit.stochastic else engine
+    models = models_of(led, net, source, second, kind, torch.from_numpy(x[:SCALE]).to(device), random=audit.stochastic)
     job = Job(
         x, y, threat, judge_e, judge_s, models, ledger, store, audit.batch_size, order.seed, device, order.progress, shard
     )
@@ -252,7 +260,7 @@ def _conclude(order: Order, work: _Work, report: dict[str, dict[str, AttackResul
         policy={**order.policy.model_dump(), "bounds": bounds_told(order.policy.gates, order.audit)},
         seed=order.seed,
         seconds=work.seconds,
-        engine=side_of(ledger.engine, report["engine"]),
+        engine=_engine_result(order, job, report["engine"]),
         source_model=side_of(ledger.source, report["source"]) if ledger.source else None,
         difference=difference(counts),
         checks=all_checks,
@@ -261,6 +269,13 @@ def _conclude(order: Order, work: _Work, report: dict[str, dict[str, AttackResul
     )
     places = np.arange(len(images)) if order.index is None else order.index
     return result, AuditArrays(job.x, job.y, places, ledger, job.store)
+
+
+def _engine_result(order: Order, job: Job, attacks: dict[str, AttackResult]) -> SideResult:
+    found = side_of(job.ledger.engine, attacks)
+    if not order.audit.stochastic:
+        return found
+    return found.model_copy(update={"per_draw": per_draw(job.engine, job.x, job.ledger.worst, job.y)})
 
 
 def _order(check: Check) -> tuple[bool, int]:
@@ -294,28 +309,8 @@ def _device(net: nn.Module | None) -> torch.device:
     return parameter.device if parameter is not None else torch.device("cpu")
 
 
-def _models(
-    engine: Engine,
-    net: nn.Module | None,
-    source: SourceModel | None,
-    second: nn.Module | None,
-    kind: probes.Kind,
-    x: Tensor,
-) -> dict[str, Model]:
-    """What each kind of attack works on."""
-    values = Values(engine, probabilities=kind == "probabilities")
-    models: dict[str, Model] = {"engine": values}
-    if net is not None:
-        # labels have no slope: there the twin's own loss leads, and the engine only judges
-        models["surrogate"] = tame(net if kind == "labels" else values, net, x)
-    if second is not None:
-        models["twin"] = tame(values, second, x)
-    if source is not None:
-        models["source"] = tamed(source.net, x)
-    return models
-
-
 def _probe(
+    one: Side,
     engine: Side,
     x: Images,
     y: NDArray[np.int64],
@@ -328,7 +323,8 @@ def _probe(
     paired: bool,
 ) -> list[Check]:
     clean = ledger.engine.clean
-    found = [probes.deterministic(engine, x, y, logits), probes.batch_independent(engine, x, y)]
+    declared = engine.draws if order.audit.stochastic else 0
+    found = [probes.deterministic(one, x, y, logits, declared=declared), probes.batch_independent(engine, x, y)]
     decisions = order.policy.rays_queries > 0 and order.threat.norm == "linf"
     found.append(probes.output(logits, clean, kind, decisions=decisions))
     if other is None:

@@ -52,10 +52,21 @@ def read(logits: Logits, y: NDArray[np.int64]) -> Judged:
 
 
 class Side:
-    """One side under audit: answers, in batches, and a count of the images it answered."""
+    """One side under audit: answers, in batches, and a count of the images it answered.
 
-    def __init__(self, answer: Answer, batch_size: int) -> None:
+    Args:
+        answer: images to logits, or to what stands for them.
+        batch_size: images at a time.
+        slack: how far two margins of the same image may lie apart by chance; 0 for an engine that is not random.
+        draws: answers to each image that make one.
+        scores: the side whose logits a loss is made of; left out, this one.
+    """
+
+    def __init__(
+        self, answer: Answer, batch_size: int, *, slack: float = 0.0, draws: int = 1, scores: Side | None = None
+    ) -> None:
         self._answer, self._batch, self.images = answer, batch_size, 0
+        self.slack, self.draws, self.scores = slack, draws, scores or self
 
     def logits(self, x: Images, batch: int | None = None) -> Logits:
         """Logits of any number of images, cut into batches."""

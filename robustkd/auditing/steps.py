@@ -149,6 +149,7 @@ def _chunk(job: Job, step: Step, attack: Attack, index: NDArray[np.int64], seed:
     asked = model.values if isinstance(model, Surrogate) else model
     calls["engine" if isinstance(asked, Values) else "source"] += found.forwards
     on_engine = job.engine.judge(x_adv, job.y[index])
+    calls["engine"] *= job.engine.draws
     on_source = None
     if job.source is not None:
         pool = x_adv
@@ -176,7 +177,7 @@ def _round(job: Job, steps: list[Step], number: int, index: NDArray[np.int64]) -
         for name, side in (("engine", job.engine), ("source", job.source)):
             if side is None:
                 continue
-            judged, calls[name] = side.judge(rounded, job.y[index[rows]]), calls[name] + len(rows)
+            judged, calls[name] = side.judge(rounded, job.y[index[rows]]), calls[name] + side.draws * len(rows)
             lower = judged.margin < worst[name].margin[rows]
             worst[name].margin[rows[lower]] = judged.margin[lower]
             worst[name].prediction[rows[lower]] = judged.prediction[lower]

@@ -41,6 +41,25 @@ class Values(nn.Module):
         return logits.clamp_min(1e-30).log() if self._probabilities else logits
 
 
+class Expectation(nn.Module):
+    """The mean of several draws of a random network, and so of their gradients."""
+
+    def __init__(self, net: nn.Module, draws: int) -> None:
+        super().__init__()
+        self.net, self.draws = net, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to mean logits (N, K)."""
+        mean: Tensor = torch.stack([self.net(x) for _ in range(self.draws)]).mean(0)
+        return mean
+
+
+@torch.no_grad()
+def varies(net: nn.Module, x: Tensor) -> bool:
+    """Whether two identical calls of a network differ."""
+    return not torch.equal(net(x), net(x))
+
+
 class Surrogate(nn.Module):
     """Forward values of `values`, vector-Jacobian product of `twin` at the same input.
 

@@ -17,7 +17,7 @@ from robustkd.auditing.shards import Shard
 from robustkd.auditing.store import IDENTITY, locked, same_audit
 from robustkd.auditing.write import write_audit
 from robustkd.bundle import MANIFEST
-from robustkd.errors import ArtifactError
+from robustkd.errors import ArtifactError, ConfigError
 from robustkd.result import AuditResult
 from robustkd.signals import graceful
 
@@ -35,6 +35,7 @@ def audit(
     tolerance: float | None = None,
     min_robust: float | None = None,
     min_clean: float | None = None,
+    stochastic: bool | None = None,
     seed: int = 0,
     resume: bool = False,
     merge: Sequence[Path] = (),
@@ -57,6 +58,7 @@ def audit(
         tolerance: allowed drop against the source, in percentage points.
         min_robust: floor of robust accuracy in percent.
         min_clean: floor of clean accuracy in percent.
+        stochastic: the engine is random on purpose; it is judged by the majority of several draws.
         seed: of the choice of images and of all attacks.
         resume: continue an interrupted audit; a finished one of the same kind is returned as it is.
         merge: finished shards of this audit (see `audit_shard`), which are all that is missing of it.
@@ -86,6 +88,7 @@ def audit(
         tolerance=tolerance,
         min_robust=min_robust,
         min_clean=min_clean,
+        stochastic=stochastic,
         seed=seed,
         resume=resume,
         save_kit=save_kit,
@@ -114,6 +117,10 @@ def audit_shard(artifact: Path | str | Subject, shard: str, **options: Any) -> t
         ConfigError: as in `audit`; or there is no such shard.
     """
     part, asked = Shard.parse(shard), ask(artifact, **options)
+    if asked.config.stochastic:
+        raise ConfigError(
+            "an engine that is random gives every shard other clean answers", where="--shard", fix="audit it in one piece"
+        )
     home = shard_folder(asked.folder, part)
     with graceful():
         with locked(home):

@@ -51,6 +51,10 @@ def show(result: AuditResult, folder: Path) -> None:
     if result.engine.robust_accuracy_uint8 is not None:
         table.add_row("float images", "", "", "", *_both(result, "robust_accuracy_float"))
         table.add_row("8-bit images", "", "", "", *_both(result, "robust_accuracy_uint8"))
+    if (one := result.engine.per_draw) is not None:
+        blank = [""] if result.source_model else []
+        table.add_row("clean, one draw", "", "", "", f"{one.clean_accuracy:.1%}", *blank)
+        table.add_row("attacked, one draw", "", "", "", f"{one.robust_accuracy:.1%}", *blank)
     table.add_row("worst case", "", str(data.n), "", *_both(result, "robust_accuracy"), style="bold")
     out.print(table)
     for check in result.checks:

@@ -36,6 +36,9 @@ def audit(
     min_clean: Annotated[
         float | None, typer.Option("--min-clean", metavar="P", min=0, max=100, help="Floor of clean accuracy, percent.")
     ] = None,
+    stochastic: Annotated[
+        bool, typer.Option("--stochastic", help="The engine is random on purpose: judge the majority of 16 draws.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of images and of all attacks.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted audit.")] = False,
     shard: Annotated[
@@ -80,6 +83,7 @@ def audit(
             "eps": eps,
             "norm": norm,
             "policy": policy,
+            "stochastic": stochastic or None,
             "seed": seed or None,
             "resume": resume or None,
             "save_kit": save_kit,

@@ -62,6 +62,7 @@ class AuditConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     min_robust: float | None = Field(None, ge=0, le=100, description="floor of robust accuracy, percent")
     min_clean: float | None = Field(None, ge=0, le=100, description="floor of clean accuracy, percent")
     batch_size: int = Field(128, ge=1)
+    stochastic: bool = Field(False, description="the engine is random on purpose: judge it by the majority of 16 draws")
 
 
 def gates_of(gates: Gates, audit: AuditConfig) -> Gates:

@@ -91,6 +91,7 @@ def command(result: AuditResult) -> str:
     for key, option in _OPTIONS.items():
         if asked.get(key) is not None:
             words += [option, str(asked[key])]
+    words += ["--stochastic"] if asked.get("stochastic") else []
     return shlex.join([*words, "--seed", str(result.seed)])
 
 
@@ -100,6 +101,8 @@ _OPTIONS = {"name": "--policy", "tolerance": "--tolerance", "min_robust": "--min
 def _accuracies(result: AuditResult) -> list[tuple[str, str, str]]:
     sides = [("file", result.engine)] + ([("source", result.source_model)] if result.source_model else [])
     rows = [(name, numbers.interval(s.clean_accuracy), numbers.interval(s.robust_accuracy)) for name, s in sides]
+    if (one := result.engine.per_draw) is not None:
+        rows.insert(1, ("file, one draw", numbers.percent(one.clean_accuracy), numbers.percent(one.robust_accuracy)))
     if (d := result.difference) is not None:
         rows.append(("source − file, points", _difference(d.clean), _difference(d.robust)))
     return rows

@@ -298,7 +298,8 @@ def large(folder: Path, name: str, knobs: dict[str, Any]) -> Path:
             for i in range(n):
                 pixels = rng.integers(90 * label, 90 * label + 120, (96, 104, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(inner / f"{i}.png")
-    (folder / "policy.yaml").write_text("noise_draws: 1\npgd_steps: 1\napgd_steps: 1\ntargets: 1\nsquare_queries: 1\nfresh_process: false\n")
+    policy = "noise_draws: 1\npgd_steps: 1\napgd_steps: 1\ntargets: 1\nsquare_queries: 1\nfresh_process: false\n"
+    (folder / "policy.yaml").write_text(policy)
     recipe = {
         "dataset": {"name": "folder", "path": str(folder / "mine"), "holdout": 2, "stream": "always", "workers": 0},
         "student": {"name": name, **knobs},

@@ -1,0 +1,64 @@
+"""What an audit prepares before its attacks: the models they work on, the networks that judge, the clean answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robustkd.attacks._base import Model
+from robustkd.auditing import probes
+from robustkd.auditing.facts import SourceModel
+from robustkd.auditing.sides import Judged, Side, source_side
+from robustkd.auditing.stochastic import DRAWS, majority_side
+from robustkd.auditing.store import Store
+from robustkd.auditing.twin import Expectation, Values, tame, tamed, varies
+from robustkd.datasets._base import ImageSet
+from robustkd.engines._base import Engine, Images
+from robustkd.recipe.policy import AuditConfig
+
+
+def models_of(
+    engine: Engine,
+    net: nn.Module | None,
+    source: SourceModel | None,
+    second: nn.Module | None,
+    kind: probes.Kind,
+    x: Tensor,
+    *,
+    random: bool,
+) -> dict[str, Model]:
+    """What each kind of attack works on; a `random` engine's networks may be random too, then their mean leads."""
+
+    def steady(other: nn.Module) -> nn.Module:
+        return Expectation(other, DRAWS) if random and varies(other, x) else other
+
+    values = Values(engine, probabilities=kind == "probabilities")
+    models: dict[str, Model] = {"engine": values}
+    if net is not None:
+        # labels have no slope: there the twin's own loss leads, and the engine only judges
+        models["surrogate"] = tame(steady(net) if kind == "labels" else values, steady(net), x)
+    if second is not None:
+        models["twin"] = tame(values, steady(second), x)
+    if source is not None:
+        models["source"] = tamed(steady(source.net), x)
+    return models
+
+
+def network_side(net: nn.Module, device: torch.device, images: ImageSet, audit: AuditConfig) -> Side:
+    """How a network is judged: by majority where it is random and the engine is declared to be."""
+    side = source_side(net, device, audit.batch_size)
+    some = torch.from_numpy(images.take(np.arange(min(16, len(images)))).floats()).to(device)
+    if not (audit.stochastic and varies(net, some)):
+        return side
+    return majority_side(side.logits, audit.batch_size)
+
+
+def clean_answers(engine: Side, x: Images, y: NDArray[np.int64], store: Store) -> Judged:
+    """Clean answers by majority, kept: a resumed audit would be given others."""
+    piece = store.get("clean")
+    if piece is None:
+        piece = engine.judge(x, y)._asdict()
+        store.put("clean", piece)
+    return Judged(piece["prediction"], piece["margin"])
