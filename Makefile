@@ -43,7 +43,7 @@ lint: setup  ## formatting, lint, types and the direction of imports
 
 check: lint test  ## what CI asks for
 
-bench: setup  ## ratios against plain references, two minutes on idle cores; results in bench/results
+bench: setup  ## ratios against plain references, ten minutes on two idle cores; results in bench/results
 	$(BIN)/python -m bench --quick
 
 docs: setup  ## the documentation site, in site/

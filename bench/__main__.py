@@ -22,7 +22,7 @@ MODULES = {"memory": "peaks"}
 """Where the module has another name: `bench.memory` measures folders of pictures."""
 APART = ("breakdown", "verdict")
 USUAL = {"device": "cpu", "precision": "fp32", "speed": "auto"}
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("ROBUSTKD_BENCH_RESULTS") or Path(__file__).parent / "results")
 
 
 def main(argv: list[str]) -> int:

@@ -39,7 +39,7 @@ TOLERANCE, RELATIVE = 1e-9, 1e-6
 CLOCK = Clock(epoch=0, epochs=1, step=0)
 KNOBS: dict[str, dict[str, Any]] = {"iad": {"gate_epoch": 0}}
 """Where a paper's training does most of its work after an epoch that is not reached here."""
-PAIRS = {"papers, quick": 3, "papers": 7, "quickstart, quick": 5, "quickstart": 51}
+PAIRS = {"papers, quick": 3, "papers": 7, "quickstart, quick": 3, "quickstart": 51}
 QUICK = ("dgad",)
 """Methods that a quick run times on the papers' networks."""
 

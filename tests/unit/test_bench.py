@@ -1,7 +1,9 @@
 """The benchmarks' mathematics and the form of their results; nothing here depends on speed."""
 
 import json
+import shlex
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ import torch
 import torch.nn.functional as F
 
 import bench.__main__ as command
-from bench import audit, engine, peaks, sizes, startup, step
+from bench import audit, breakdown, engine, peaks, sizes, startup, step
 from bench.place import Place
 from bench.reference.steps import STEPS
 from bench.reference.tools import on_labels, update
 from bench.timing import interleave
 from robustkd.catalog import Shelf
+from robustkd.methods._cost import cost_of
+from robustkd.models._macs import giga_macs
 
 TINY = sizes.tiny(sizes.QUICKSTART)
 PAPER = sizes.tiny(sizes.paper("mnv2", "wrn-34-10"))
@@ -211,3 +215,71 @@ def test_a_larger_batch_needs_more_memory():
     told = {"device": "cpu", "precision": "fp32", "speed": "auto", "kind": "step", "student": "mnv2", "teacher": "resnet-18"}
     small, large = (peaks.measured({**told, "batch": batch})["ours"] for batch in (2, 6))
     assert large > 1.5 * small
+
+
+def counted(method):
+    """Work of each part over the network's own, from the breakdown of one step."""
+    size = replace(TINY, batch=4, steps=3)
+    found = breakdown.rows(method, size, Place(), 2)
+    shape = (size.channels, size.pixels, size.pixels)
+    recipe = step.recipe_for(method, size)
+    nets = {"student": recipe.student} | ({"teacher": recipe.teachers[0].model} if recipe.teachers else {})
+    whole = {name: size.batch * giga_macs(net, shape, 10) for name, net in nets.items()}
+    parts = {row["case"].rpartition("/")[2]: row for row in found}
+    assert sum(row["share"] for row in found) == pytest.approx(1) and all(row["seconds"] >= 0 for row in found)
+    return {name: row["gmacs"] / whole[name.partition(" ")[0]] for name, row in parts.items() if row["gmacs"]}
+
+
+@pytest.mark.parametrize("method", ["dgad", "trades", "pgd-at", "rslad"])
+def test_the_parts_of_a_step_are_all_of_its_passes(method):
+    cost = cost_of(method, steps=3, knobs={})
+    found = counted(method)
+    student = sum(value for name, value in found.items() if name.startswith("student"))
+    teacher = sum(value for name, value in found.items() if name.startswith("teacher"))
+    assert student == pytest.approx(cost.student)
+    assert teacher == pytest.approx(sum(cost.teachers.values()))
+    assert ("teacher backward to the images" in found) == (method == "dgad")
+
+
+def test_a_breakdown_leaves_the_loop_as_it_was(tmp_path):
+    pair = step.Pair("dgad", TINY, tmp_path)
+    backward, update = pair.loop.team.backward, pair.loop.optimizer.step
+    with breakdown.Marks(lambda: None).on(pair):
+        assert pair.loop.optimizer.step != update
+    assert (pair.loop.team.backward, pair.loop.optimizer.step) == (backward, update)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pair.loop.student.modules())
+
+
+@pytest.mark.parametrize("case", ["dgad/vgg/resnet-18", "dgad/mnv2/vgg", "dgad"])
+def test_a_breakdown_of_unknown_networks_is_refused(case):
+    with pytest.raises(SystemExit, match="is not method/student/teacher"):
+        breakdown.parse(case, "cpu")
+
+
+def documented():
+    """The benchmark lines of the page on performance, and those of the script for GPUs."""
+    page = (startup.ROOT / "docs" / "performance.md").read_text()
+    lines = [line.partition("#")[0].strip() for line in page.splitlines() if line.startswith("python -m bench")]
+    script = (startup.ROOT / "bench" / "gpu.sh").read_text().replace("$gpu", "--device cuda")
+    parts = [line.split(" ", 2)[2] for line in map(str.strip, script.splitlines()) if line.startswith("part ")]
+    return [line.removeprefix("python -m bench") for line in lines] + parts
+
+
+@pytest.mark.parametrize("line", documented())
+def test_every_documented_benchmark_can_be_asked_for(line):
+    words = shlex.split(line)
+    if words[:1] == ["breakdown"]:
+        assert breakdown.parse(words[words.index("--case") + 1], "cpu")
+        return
+    asked = command._parser().parse_args(words)
+    wanted = Place(only=tuple(asked.only or ("*",)))
+    if asked.name == "step":
+        assert any(wanted.wants(step.case_of(*case)) for case in step.cases(quick=asked.quick))
+    if asked.name == "memory":
+        assert any(wanted.wants(peaks.name_of(case)) for case in peaks.cases(quick=asked.quick))
+
+
+def test_the_script_for_gpus_stays_below_nine_minutes():
+    script = (startup.ROOT / "bench" / "gpu.sh").read_text()
+    limits = [int(line.split()[1]) for line in script.splitlines() if line.startswith("part ")]  # those of --dry are indented
+    assert len(limits) > 5 and sum(limits) < 9 * 60
