@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from robustkd.auditing import probes
 from robustkd.auditing.closing import Means, closing_checks
 from robustkd.auditing.controls import Unseen
 from robustkd.auditing.corruptions import corruptions
+from robustkd.auditing.effort import eps_curve
 from robustkd.auditing.facts import ArtifactFacts, AuditArrays, SourceModel
 from robustkd.auditing.fresh import Reopen
 from robustkd.auditing.graph import NAME as TWIN
 from robustkd.auditing.graph import TRANSFER, Graph, agrees, not_built
+from robustkd.auditing.landscape import landscape
 from robustkd.auditing.latency import latency_bounds
 from robustkd.auditing.ledger import Ledger
 from robustkd.auditing.plan import Step, plan
@@ -210,9 +213,24 @@ def _begin(order: Order, shard: Shard) -> _Work:
             order.progress(Event("warning", f"{check.name}: {check.message}"))
     second = order.second if not any(check.name == TWIN and check.status != "ok" for check in checks) else None
     led: Engine = Mean(engine) if audit.stochastic else engine
-    models = models_of(led, net, source, second, kind, torch.from_numpy(x[:SCALE]).to(device), random=audit.stochastic)
+    prepare = partial(
+        models_of, led, net, source, second, kind, torch.from_numpy(x[:SCALE]).to(device), random=audit.stochastic
+    )
     job = Job(
-        x, y, threat, judge_e, judge_s, models, ledger, store, audit.batch_size, order.seed, device, order.progress, shard
+        x,
+        y,
+        threat,
+        judge_e,
+        judge_s,
+        prepare(),
+        ledger,
+        store,
+        audit.batch_size,
+        order.seed,
+        device,
+        order.progress,
+        shard,
+        exact=lambda: prepare(exact=True),
     )
     steps, skipped = _possible(
         plan(
@@ -265,6 +283,8 @@ def _conclude(order: Order, work: _Work, report: dict[str, dict[str, AttackResul
         difference=difference(counts),
         checks=all_checks,
         verdict=verdict,
+        eps_curve=eps_curve(job, order.policy),
+        landscape=landscape(job, order.policy, work.kind),
         corruptions=corruptions(job.engine, job.source, job.x, job.y, order.seed) if order.policy.corruptions else None,
     )
     places = np.arange(len(images)) if order.index is None else order.index

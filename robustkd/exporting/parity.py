@@ -139,6 +139,7 @@ def _judge(
 
 
 _MEND = "check the preprocessing inside the network, then try another opset or torch version"
+_MEND_IMPORTER = "try another opset; if that does not help, the importer has a fault: report it with the file"
 _MEND_PRECISION = "keep the most sensitive layers in float32 with --keep-fp32, or calibrate on other or more images"
 
 
@@ -155,11 +156,12 @@ def check(parity: Parity, *, where: str = "") -> Parity:
     passing = (
         "at no relative tolerance" if parity.would_pass_at is None else f"at a relative tolerance of {parity.would_pass_at:.3g}"
     )
+    mend = {("source", "export"): _MEND, ("runtime", "importer"): _MEND_IMPORTER}.get(parity.between, _MEND_PRECISION)
     raise NumericsError(
         f"parity broken between {' and '.join(parity.between)} on {parity.n} images: "
         f"largest logit difference {parity.max_abs:.3g}, allowed {parity.tolerance:.3g}; "
         f"{parity.flips} classes differ, {parity.flips_outside_margin} outside the margin; "
         f"same class on {parity.agreement:.1%}, wanted {parity.min_agreement:.1%}; would pass {passing}",
         where=where,
-        fix=_MEND if parity.between == ("source", "export") else _MEND_PRECISION,
+        fix=mend,
     )

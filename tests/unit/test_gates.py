@@ -63,7 +63,8 @@ class TestBundles:
     @pytest.mark.parametrize("name", ["half", "both", "cpu"])
     def test_figures_and_tolerances_of_every_gate(self, name: str, built: dict[str, Bundle]) -> None:
         extra, precision = _extra(built[name]), built[name].manifest.precision
-        assert list(extra["gates"]) == ["source-export", f"fp32-{precision}"]
+        assert list(extra["gates"]) == ["source-export", f"fp32-{precision}", "runtime-importer"]
+        assert extra["gates"]["runtime-importer"]["ok"]
         last = extra["gates"][f"fp32-{precision}"]
         assert extra["parity"] == last and last["ok"]
         assert (last["relative"], last["min_agreement"]) == tuple(GATES[precision])
@@ -263,3 +264,32 @@ def test_a_share_of_classes_that_must_stay(checkpoint: Bundle, tmp_path: Path, m
     worse = flipped.model_copy(update={"agreement": 0.99, "ok": False})
     with pytest.raises(NumericsError, match=r"same class on 99.0%, wanted 100.0%"):
         check(worse)
+
+
+class TestImporter:
+    """The last gate: an importer that computes something else stops the export; one that cannot follow is no fault of the file."""
+
+    def test_another_function_is_caught(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built: dict[str, Bundle]
+    ) -> None:
+        from robustkd.engines import onnx_torch
+
+        class Off(onnx_torch.OnnxTorchEngine):
+            def logits(self, x: np.ndarray) -> np.ndarray:
+                return super().logits(1 - x)
+
+        monkeypatch.setattr(onnx_torch, "OnnxTorchEngine", Off)
+        file, images = built["half"].file(".onnx"), np.random.default_rng(0).random((8, 1, 28, 28)).astype(np.float32)
+        with pytest.raises(NumericsError, match="between runtime and importer"):
+            exporting._imported(file, Target(name="half", precision="fp16"), images)
+
+    def test_an_operator_that_is_not_covered_is_told(self, monkeypatch: pytest.MonkeyPatch, built: dict[str, Bundle]) -> None:
+        from robustkd.engines import onnx_torch
+
+        def refuse(*args: object, **options: object) -> None:
+            raise ArtifactError("operator NonZero is not covered", where="model.onnx", fix="audit it with its source")
+
+        monkeypatch.setattr(onnx_torch, "OnnxTorchEngine", refuse)
+        images = np.zeros((2, 1, 28, 28), np.float32)
+        told = exporting._imported(built["half"].file(".onnx"), Target(name="half", precision="fp16"), images)
+        assert told == {"skipped": "operator NonZero is not covered"}
