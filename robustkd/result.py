@@ -132,6 +132,24 @@ class Corruption(Value):
     source: tuple[float, ...] | None = None
 
 
+class EpsCurve(Value):
+    """Images that survive an attack at several radii, of those right when clean; independent runs, not the verdict's."""
+
+    attack: str
+    images: int
+    eps: tuple[float, ...]
+    survive: tuple[float, ...]
+
+
+class Landscape(Value):
+    """The engine's loss around some images; `loss[image][row][column]`, rows along the gradient, None where not a number."""
+
+    images: tuple[int, ...] = Field(description="positions in this audit")
+    along: tuple[float, ...] = Field(description="the step in either direction, in units of the threat model")
+    loss: tuple[tuple[tuple[float | None, ...], ...], ...]
+    falling: float = Field(description="share of grid points from which the loss does not rise along the gradient")
+
+
 class Verdict(Value):
     """The answer, and why."""
 
@@ -158,6 +176,8 @@ class AuditResult(BaseModel):
     checks: tuple[Check, ...]
     verdict: Verdict
     corruptions: dict[str, Corruption] | None = Field(None, description="accuracies without an adversary, where asked for")
+    eps_curve: EpsCurve | None = Field(None, description="the ladder of S6")
+    landscape: Landscape | None = Field(None, description="the loss around some images, where asked for")
     kit: KitUsed | None = Field(None, description="the audit was done with a kit")
 
     def digests(self) -> dict[str, str]:

@@ -21,7 +21,7 @@ from robustkd.auditing.steps import Job
 from robustkd.auditing.twin import Surrogate, Tamed, spread, tame
 from robustkd.catalog import Shelf
 from robustkd.recipe.policy import Policy
-from robustkd.result import Check, CheckStatus
+from robustkd.result import Check, CheckStatus, EpsCurve
 from robustkd.stats import clopper_pearson, mcnemar_exact
 from robustkd.threat import ThreatModel
 
@@ -102,14 +102,28 @@ def survivors(
 
 def ladder(job: Job, index: NDArray[np.int64], policy: Policy) -> Check:
     """S6: robust accuracy does not rise with eps, over independent runs of PGD."""
-    x, y = job.tensors(index)
-    rungs = {"0": np.ones(len(x), np.bool_)}
-    attack = Shelf("attacks").get("pgd")(steps=LADDER_STEPS)
-    for part in RUNGS:
-        threat = ThreatModel(norm=job.threat.norm, eps=part * job.threat.eps)
-        rungs[f"{part:g} eps"] = survivors(job, f"ladder-{part:g}", attack, x, y, threat)
+    rungs = {"0": np.ones(len(index), np.bool_)} | {f"{part:g} eps": flags for part, flags in _rungs(job, index).items()}
     shown = ", ".join(f"{100 * flags.mean():.0f}" for flags in rungs.values())
-    return _no_rise("S6 eps ladder", rungs, f"{shown} % of {len(x)} images survive PGD-{LADDER_STEPS} at {', '.join(rungs)}")
+    return _no_rise(
+        "S6 eps ladder", rungs, f"{shown} % of {len(index)} images survive PGD-{LADDER_STEPS} at {', '.join(rungs)}"
+    )
+
+
+def _rungs(job: Job, index: NDArray[np.int64]) -> dict[float, Flags]:
+    """Who survives PGD at each part of eps; runs that were done are not done again."""
+    x, y = job.tensors(index)
+    attack = Shelf("attacks").get("pgd")(steps=LADDER_STEPS)
+    threats = {part: ThreatModel(norm=job.threat.norm, eps=part * job.threat.eps) for part in RUNGS}
+    return {part: survivors(job, f"ladder-{part:g}", attack, x, y, threat) for part, threat in threats.items()}
+
+
+def eps_curve(job: Job, policy: Policy) -> EpsCurve | None:
+    """What S6 saw, as figures; None where it did not run."""
+    if _obstacle(job, policy.ladder_images):
+        return None
+    index = sample(job, policy.ladder_images)
+    left = {0.0: 1.0} | {part * job.threat.eps: float(flags.mean()) for part, flags in _rungs(job, index).items()}
+    return EpsCurve(attack=f"pgd-{LADDER_STEPS}", images=len(index), eps=tuple(left), survive=tuple(left.values()))
 
 
 def more_effort(job: Job, index: NDArray[np.int64], policy: Policy) -> Check:

@@ -76,11 +76,12 @@ def gradients(model: nn.Module, judge: Side, x: Tensor, y: Tensor, threat: Threa
     zero = rising = 0
     for first in range(0, len(x), 64):
         part, labels = x[first : first + 64], y[first : first + 64]
-        grad = _gradient(model, part, labels)
+        grad = gradient(model, part, labels)
         size = grad.double().flatten(1).abs().amax(1)
         zero += int((~size.isfinite() | (size < torch.finfo(torch.float32).tiny)).sum())
         moved = threat.project(part + threat.eps / 4 * threat.step(torch.nan_to_num(grad)), part)
-        rising += int(_rises(judge, part, moved, labels, logs=logs).sum())
+        before, after = (losses(judge, z, labels, like=part, logs=logs) for z in (part, moved))
+        rising += int((after > before).sum())  # NaN is no rise
     return [
         share(names[0], zero, len(x), 0.01, "images have a zero, denormal or NaN gradient"),
         share(
@@ -114,23 +115,30 @@ def eight_bit(ledger: Ledger, steps: list[Step]) -> Check:
     return Check(name=name, status=status, observed=gap, bound=GAP, message=message)
 
 
-def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of the cross entropy (N, C, H, W) of what the attacks differentiate."""
     with prepared(model), torch.enable_grad():
         z = x.detach().requires_grad_(True)
         (grad,) = torch.autograd.grad(cross_entropy(model(z), y).sum(), z)
     return grad
 
 
-def _rises(judge: Side, x: Tensor, moved: Tensor, y: Tensor, *, logs: bool) -> Tensor:
-    """Whether each image has a higher cross entropy on the engine after the move, in float64; NaN is no rise.
+def losses(judge: Side, x: Tensor, y: Tensor, *, like: Tensor, logs: bool) -> Tensor:
+    """Cross entropy (N,) on the engine in float64.
 
-    Above a margin of about 37 cross entropy is exactly zero in float64, before and after. So the logits of an image
-    whose clean margin exceeds `SHARP` are first divided by what brings it there: the same factor for both answers.
+    Above a margin of about 37 cross entropy is exactly zero in float64. So the logits of an image whose clean margin
+    exceeds `SHARP` are first divided by what brings it there: whatever is compared gets the same factor.
+
+    Args:
+        judge: the engine.
+        x: images (N, C, H, W).
+        y: labels (N,).
+        like: the clean images (N, C, H, W), or (1, C, H, W), whose margins set the factor.
+        logs: the engine returns probabilities.
     """
-    before, after = (_logits(judge, z, logs=logs) for z in (x, moved))
     labels = y.cpu()
-    scale = (SHARP / margin(before, labels).clamp_min(SHARP))[:, None]
-    return cross_entropy(after * scale, labels) > cross_entropy(before * scale, labels)
+    clean = margin(_logits(judge, like, logs=logs), labels[: len(like)])
+    return cross_entropy(_logits(judge, x, logs=logs) * (SHARP / clean.clamp_min(SHARP))[:, None], labels)
 
 
 def _logits(judge: Side, x: Tensor, *, logs: bool) -> Tensor:

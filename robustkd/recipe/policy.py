@@ -49,6 +49,7 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     memory_images: int = Field(32, ge=0, description="mirrored and unseen images of S16 that are attacked as well")
     fresh_process: bool = Field(True, description="S18 judges all images again in a fresh process too")
 
+    landscape_images: int = Field(0, ge=0, description="images whose loss is drawn in the report; 0 leaves the plot out")
     corruptions: bool = Field(False, description="also report accuracies under common corruptions")
     gates: Gates = Field(Gates(), description="what the verdict asks for")
 

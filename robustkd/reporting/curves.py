@@ -7,6 +7,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ _GAUGES = {"w_": "loss weight", "tau_": "teacher temperature", "entropy_": "teac
 _POINTS = 240
 #: colours that matplotlib writes and the page's variables that take their place, so that a curve follows light and dark
 _INK = "#0a0b0c"
-_COLOURS = ("#010101", "#020202", "#030303", "#040404", "#050505", "#060606")
+COLOURS = ("#010101", "#020202", "#030303", "#040404", "#050505", "#060606")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _losses(steps: Sequence[Line]) -> Series:
     for name in _terms(steps):
         series[name] = _series(steps, "step", lambda line, name=name: line.get(name))
     # a method with one term only repeats the loss
-    return {name: s for name, s in list(series.items())[: len(_COLOURS)] if name == "loss" or s[1] != series["loss"][1]}
+    return {name: s for name, s in list(series.items())[: len(COLOURS)] if name == "loss" or s[1] != series["loss"][1]}
 
 
 def _terms(steps: Sequence[Line]) -> list[str]:
@@ -86,7 +87,7 @@ def _gauges(steps: Sequence[Line], prefix: str) -> Iterator[Gauge]:
     first = steps[0] if steps else {}
     for start, up in _GAUGES.items():
         names = [name for name, value in first.items() if name.startswith(start) and _number(value) is not None]
-        series = {name: _series(steps, "step", lambda line, name=name: line.get(name)) for name in names[: len(_COLOURS)]}
+        series = {name: _series(steps, "step", lambda line, name=name: line.get(name)) for name in names[: len(COLOURS)]}
         if highest := max((value for _, y in series.values() for value in y), default=0.0):
             # hardly moving curves would lie on the upper edge
             yield Gauge(up, _draw(series, "step", up, f"{prefix}-{start.rstrip('_')}", top=1.1 * abs(highest)))
@@ -109,6 +110,29 @@ def _series(lines: Iterable[Line], across: str, pick: Any) -> tuple[list[float],
 
 
 def _draw(series: Series, across: str, up: str, name: str, *, top: float | None = None) -> str:
+    with canvas(name, (5.2, 3.0)) as (figure, drawn):
+        axes = figure.subplots()
+        for colour, (label, (x, y)) in zip(COLOURS, series.items(), strict=False):
+            few = len(x) <= 40
+            axes.plot(x, y, color=colour, linewidth=2, marker="o" if few else "", markersize=3.5, label=label.lstrip("_"))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, axis="y", alpha=0.15, linewidth=1)
+        axes.set(xlabel=across, ylabel=up)
+        axes.set_ylim(bottom=0, top=top)
+        if len(found := {v for x, _ in series.values() for v in x}) == 1:
+            axes.set_xlim(min(found) - 1, max(found) + 1)  # one epoch: whole numbers on the axis all the same
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False, loc="best")
+    return drawn[0]
+
+
+@contextmanager
+def canvas(name: str, size: tuple[float, float]) -> Iterator[tuple[Any, list[str]]]:
+    """A matplotlib figure of so many inches to draw on, and a list that holds its markup for a page afterwards.
+
+    Raises:
+        RequirementError: matplotlib is missing.
+    """
     figure_module = _matplotlib("matplotlib.figure")
     _matplotlib("matplotlib.backends.backend_svg")
     rc = _matplotlib("matplotlib").rc_context
@@ -127,24 +151,13 @@ def _draw(series: Series, across: str, up: str, name: str, *, top: float | None 
         "text.parse_math": False,  # a loss term may be called anything
     }
     with rc(settings):
-        figure = figure_module.Figure(figsize=(5.2, 3.0), layout="constrained")
-        axes = figure.subplots()
-        for colour, (label, (x, y)) in zip(_COLOURS, series.items(), strict=False):
-            few = len(x) <= 40
-            axes.plot(x, y, color=colour, linewidth=2, marker="o" if few else "", markersize=3.5, label=label.lstrip("_"))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(True, axis="y", alpha=0.15, linewidth=1)
-        axes.set(xlabel=across, ylabel=up)
-        axes.set_ylim(bottom=0, top=top)
-        if len(found := {v for x, _ in series.values() for v in x}) == 1:
-            axes.set_xlim(min(found) - 1, max(found) + 1)  # one epoch: whole numbers on the axis all the same
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, loc="best")
+        figure, drawn = figure_module.Figure(figsize=size, layout="constrained"), list[str]()
+        yield figure, drawn
         stream = io.StringIO()
         figure.savefig(
             stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
-    return _inline(stream.getvalue(), name)
+    drawn.append(_inline(stream.getvalue(), name))
 
 
 def _matplotlib(module: str) -> Any:
@@ -152,7 +165,7 @@ def _matplotlib(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise RequirementError(
-            "training curves need matplotlib, which is not installed", fix="pip install 'robustkd[report]'"
+            "curves need matplotlib, which is not installed", fix="pip install 'robustkd[report]'"
         ) from error
 
 
@@ -165,7 +178,7 @@ def _inline(svg: str, name: str) -> str:
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
-    for i, colour in enumerate(_COLOURS, 1):
+    for i, colour in enumerate(COLOURS, 1):
         svg = svg.replace(colour, f"var(--line-{i})")
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     return svg.replace(_INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)

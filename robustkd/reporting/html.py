@@ -18,6 +18,7 @@ from robustkd.reporting.curves import Curves, curves
 from robustkd.reporting.inputs import ReportInput, find, read
 from robustkd.reporting.per_class import ClassRow, per_class
 from robustkd.reporting.pictures import Gallery, gallery
+from robustkd.reporting.plots import eps_plot, landscape_plot
 from robustkd.result import AuditResult, Check
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
@@ -36,6 +37,8 @@ class Section:
     classes: tuple[ClassRow, ...]
     curves: Curves | None
     curves_at: str
+    eps_curve: str
+    landscape: str
     checks: tuple[Check, ...]
     settings: tuple[tuple[str, str], ...]
 
@@ -89,6 +92,8 @@ def _sections(results: Sequence[ReportInput]) -> list[Section]:
                 classes=per_class(given),
                 curves=None if twin else curves(given.metrics, prefix=f"a{number}"),
                 curves_at=twin.anchor if twin else "",
+                eps_curve=eps_plot(given.result.eps_curve, given.result.threat.norm, f"a{number}"),
+                landscape=landscape_plot(given.result.landscape, f"a{number}"),
                 checks=tuple(sorted(given.result.checks, key=lambda check: _GRAVITY[check.status])),
                 settings=_settings(given.result),
             )
