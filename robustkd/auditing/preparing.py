@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,12 +12,14 @@ from torch import Tensor, nn
 from robustkd.attacks._base import Model
 from robustkd.auditing import probes
 from robustkd.auditing.facts import SourceModel
+from robustkd.auditing.quick import Own, White, quick
 from robustkd.auditing.sides import Judged, Side, source_side
 from robustkd.auditing.stochastic import DRAWS, majority_side
 from robustkd.auditing.store import Store
 from robustkd.auditing.twin import Expectation, Values, tame, tamed, varies
 from robustkd.datasets._base import ImageSet
 from robustkd.engines._base import Engine, Images
+from robustkd.engines.pytorch import PytorchEngine
 from robustkd.recipe.policy import AuditConfig
 
 
@@ -28,21 +32,30 @@ def models_of(
     x: Tensor,
     *,
     random: bool,
+    exact: bool = False,
 ) -> dict[str, Model]:
-    """What each kind of attack works on; a `random` engine's networks may be random too, then their mean leads."""
+    """What each kind of attack works on; a `random` engine's networks may be random too, then their mean leads.
 
-    def steady(other: nn.Module) -> nn.Module:
-        return Expectation(other, DRAWS) if random and varies(other, x) else other
+    Networks are made as quick as they can be had, unless they shall be `exact`.
+    """
 
-    values = Values(engine, probabilities=kind == "probabilities")
+    @cache
+    def lead(other: nn.Module) -> nn.Module:
+        if random and varies(other, x):
+            return Expectation(other, DRAWS)
+        return other if exact else quick(other, x)
+
+    one = net is not None and kind == "logits" and isinstance(engine, PytorchEngine) and engine.net is net
+    values = Own(engine, lead(net)) if net is not None and one else Values(engine, probabilities=kind == "probabilities")
     models: dict[str, Model] = {"engine": values}
     if net is not None:
         # labels have no slope: there the twin's own loss leads, and the engine only judges
-        models["surrogate"] = tame(steady(net) if kind == "labels" else values, steady(net), x)
+        model = tame(lead(net) if kind == "labels" else values, lead(net), x)
+        models["surrogate"] = White(values, lead(net), value_scale=model.value_scale) if one else model
     if second is not None:
-        models["twin"] = tame(values, steady(second), x)
+        models["twin"] = tame(values, lead(second), x)
     if source is not None:
-        models["source"] = tamed(steady(source.net), x)
+        models["source"] = tamed(lead(source.net), x)
     return models
 
 

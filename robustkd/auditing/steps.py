@@ -16,6 +16,7 @@ from robustkd.attacks._base import Attack, Model
 from robustkd.attacks._grid import on_grid
 from robustkd.auditing.ledger import Flags, Ledger
 from robustkd.auditing.plan import Step, seed_of
+from robustkd.auditing.quick import attacked
 from robustkd.auditing.shards import ALL, Shard
 from robustkd.auditing.sides import NO_NUMBER, Judged, Side
 from robustkd.auditing.store import Store, piece_name
@@ -43,7 +44,7 @@ Progress = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything the steps of one audit share: images, sides, models per kind of attack, records."""
+    """Everything the steps of one audit share: images, sides, models per kind of attack (and `exact` ones), records."""
 
     x: Images
     y: NDArray[np.int64]
@@ -58,6 +59,7 @@ class Job:
     device: torch.device
     tell: Progress
     shard: Shard = ALL
+    exact: Callable[[], dict[str, Model]] = dict
 
     def chunks(self) -> list[tuple[int, NDArray[np.int64]]]:
         """Number and positions of this shard's chunks. They are cut by position in the audit, never by what survives,
@@ -142,9 +144,9 @@ def _chunk(job: Job, step: Step, attack: Attack, index: NDArray[np.int64], seed:
     """Attack and judge one chunk: every image is judged on both sides (the common pool)."""
     x, y = job.tensors(index)
     model = job.models[step.against]
-    found = attack.perturb(model, x, y, job.threat, seed=seed)
+    found, asides = attacked(job, step.against, attack, index, seed)
     x_adv = found.x_adv.cpu().numpy()
-    calls = {"engine": len(index), "source": len(index) if job.source else 0}
+    calls = {side: asides[side] + (len(index) if side == "engine" or job.source else 0) for side in asides}
     # a network that attacks in place of an engine of labels asks the engine nothing
     asked = model.values if isinstance(model, Surrogate) else model
     calls["engine" if isinstance(asked, Values) else "source"] += found.forwards
