@@ -10,6 +10,7 @@ import torch
 
 from robustkd.auditing.controls import Unseen
 from robustkd.auditing.fresh import Reopen
+from robustkd.auditing.graph import rebuild
 from robustkd.auditing.run import run_audit
 from robustkd.auditing.unseen import unseen_images
 from robustkd.engines.ort import OrtEngine
@@ -39,6 +40,19 @@ NAMED = {
     "cached near test images": {"S13", "S16"},
     "change divided by ten": {"S16"},
 }
+#: as bare files, attacked through their own graph: what must warn or block; where nothing is named, the floor does
+BARE = {
+    "noise": {"S1"},
+    "validator": {"S3"},
+    "one-hot": {"S4", "S12"},
+    "sinusoid": {"S6"},
+    "detector": {"S13"},
+    "memoriser": {"S16"},
+    "batch statistics": {"S2"},
+    "cached near test images": {"S16"},
+    "change divided by ten": {"S16"},
+}
+ALONE_FLOORS = AuditConfig(min_robust=20, min_clean=20, batch_size=32)
 PLAIN = {"coarse input", "detached", "sinusoid", "low bits ignored", "fixed noise"}
 
 #: attacked with its own gradients
@@ -140,8 +154,17 @@ def test_a_checkpoint_that_cheats_never_passes_on_its_own_gradients(name, known,
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_bare_file_that_cheats_never_passes(name, known, data, tmp_path):
-    result = go(OrtEngine(build(name, known, tmp_path / "cheat.onnx")), data)
-    assert result.verdict.status != "pass"
+    file = build(name, known, tmp_path / "cheat.onnx")
+    result = go(OrtEngine(file), data, graph=rebuild(file), audit=ALONE_FLOORS)
+    assert result.verdict.status in ("fail", "invalid")
+    assert fired(result) & BARE.get(name, {"bound:"}), blocks(result)
+    assert name == "noise" or {check.name: check.status for check in result.checks}["twin agreement"] != "skipped"
+
+
+def test_an_honest_bare_file_passes_where_the_cheats_do_not(data, tmp_path):
+    file = honest(tmp_path / "honest.onnx")
+    result = go(OrtEngine(file), data, graph=rebuild(file), audit=ALONE_FLOORS, threat=ThreatModel(eps=0.03))
+    assert not blocks(result) and result.verdict.status == "pass", result.checks
 
 
 @pytest.mark.slow

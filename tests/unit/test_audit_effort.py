@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from robustkd.auditing import controls, effort
 from robustkd.auditing.sides import Judged
@@ -75,6 +76,18 @@ def test_s17_sees_a_network_whose_weights_do_not_matter():
     data = images(48)
     result, _ = go(TorchEngine(Quadrants(), answer=lambda net, x: Quadrants()(x)), data, twin=Weightless(), audit=LAX)
     assert "S17" in statuses(result, "block")
+
+
+def test_s17_shuffles_nothing_where_there_are_no_weights():
+    """The graph of a file of plain arithmetic has constants and no weights: that is no reason to block it."""
+    data = images(48)
+    result, _ = go(TorchEngine(Quadrants()), data, twin=Bare(), audit=LAX)
+    assert "S17" in statuses(result, "ok")
+
+
+class Bare(torch.nn.Module):
+    def forward(self, x):
+        return Quadrants()(x)
 
 
 class Weightless(Quadrants):
