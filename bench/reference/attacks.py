@@ -57,7 +57,7 @@ def pgd(net: nn.Module, x: Tensor, y: Tensor, *, eps: float, batch: int, steps: 
     net.eval()
     rng = torch.Generator(device=x.device).manual_seed(0)
     found = []
-    for clean, label in zip(x.split(batch), y.split(batch), strict=True):
+    for clean, label in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
         x_adv = clean + torch.empty_like(clean).uniform_(-eps, eps, generator=rng)
         for _ in range(steps):
             x_adv = x_adv.detach().requires_grad_()
