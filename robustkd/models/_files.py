@@ -85,7 +85,7 @@ def load_state(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
     wanted = target.state_dict()
     state = without_constants(net, state, where)
     lacking = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    surplus = [k for k in state if k not in wanted]
+    surplus = sorted(k for k in state if k not in wanted)  # a file gives its tensors in any order
     other = [(k, tuple(state[k].shape), tuple(wanted[k].shape)) for k in wanted if k in state]
     other = [(k, has, want) for k, has, want in other if has != want]
     problems = (

@@ -251,8 +251,8 @@ def test_a_signal_in_an_audit_leaves_an_audit_that_resumes(chain, cli, tmp_path)
     shutil.copytree(run / "cpu-fp32", bundle, ignore=shutil.ignore_patterns("audit"))
     shutil.copytree(run / "checkpoint", tmp_path / "checkpoint")
     slow = tmp_path / "slow.yaml"
-    slow.write_text((run.parent / "policy.yaml").read_text().replace("apgd_steps: 3", "apgd_steps: 100"))
-    options = ("audit", bundle, "--policy", slow, "--n", 600)
+    slow.write_text((run.parent / "policy.yaml").read_text().replace("apgd_steps: 3", "apgd_steps: 40"))
+    options = ("audit", bundle, "--policy", slow, "--n", 300)
     process = start(tmp_path, *options)
     assert process.stderr is not None
     seen = next((line for line in process.stderr if "apgd-ce" in line), "")

@@ -21,6 +21,7 @@ from robustkd.recipe.schema import Recipe
 from robustkd.recipe.target import Target
 from robustkd.resources import shipped
 from tests.conftest import Outcome, environment
+from tests.unit.audit_samples import result
 
 Command = Callable[..., Outcome]
 KINDS = ("methods", "recipes", "targets", "teachers", "students", "datasets", "attacks", "engines")
@@ -243,8 +244,11 @@ def chain(tmp_path: Path) -> Path:
     first = bundle.Bundle.open(run / "checkpoint")
     with bundle.create(run / "cpu-fp32", "onnx", parent=first) as (work, _):
         (work / "model.onnx").write_bytes(b"graph")
-    with bundle.create(run / "cpu-fp32" / "audit", "audit", parent=bundle.Bundle.open(run / "cpu-fp32")) as (work, _):
-        (work / "result.json").write_bytes(b"{}")
+    made = bundle.Bundle.open(run / "cpu-fp32")
+    about = result(source=False)
+    engine = about.artifact.model_copy(update={"sha256": made.manifest.files["model.onnx"]})
+    with bundle.create(run / "cpu-fp32" / "audit", "audit", parent=made) as (work, _):
+        (work / "result.json").write_text(about.model_copy(update={"artifact": engine}).model_dump_json())
     return run
 
 

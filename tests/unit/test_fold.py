@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustkd.catalog import Shelf
 from robustkd.models._fold import folded
-from tests.unit.test_models import SMALL
+from tests.unit.test_models import SMALL, every
 
 
 def _used(net: nn.Module, shape: tuple[int, int, int] = (3, 32, 32)) -> nn.Module:
@@ -102,7 +102,7 @@ def test_an_unused_norm_of_other_kind_is_left():
     assert folded(net) is None
 
 
-@pytest.mark.parametrize("name", SMALL)
+@every
 def test_every_network_folds_to_itself(name):
     torch.manual_seed(0)
     net = Shelf("models").get(name).model_validate({"name": name, **SMALL[name]}).build(channels=3, classes=10)
