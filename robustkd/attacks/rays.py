@@ -76,11 +76,12 @@ class _Rays:
         index, sign, high = _where(self._crossed(reach, sign, index), index, sign, reach)
         low = torch.zeros_like(high)
         for _ in range(HALVINGS):
-            if not len(index):
-                return
-            middle = (low + high) / 2
-            crossed = self._crossed(middle, sign, index)
-            high, low = torch.where(crossed, middle, high), torch.where(crossed, low, middle)
+            on = self._used[index] < self._limit  # out of queries: the nearest crossing so far counts
+            if not bool(on.any()):
+                break
+            middle = ((low + high) / 2)[on]
+            crossed = self._crossed(middle, sign[on], index[on])
+            high[on], low[on] = torch.where(crossed, middle, high[on]), torch.where(crossed, low[on], middle)
         nearer = high < self._distance[index]
         self._distance[index[nearer]], self.sign[index[nearer]] = high[nearer], sign[nearer]
 
