@@ -33,8 +33,8 @@ CAVEATS = """\
 - This is no ranking of the papers. The student is small, training is short and its attack weak; the papers train far larger
   networks for 76 to 300 epochs, mostly against ten steps, on other images and with schedules of their own.
 - One robust and one clean teacher, both small; the methods were built for stronger ones.
-- `saad` weighs images by how unsure the teacher is of them: of most images here this teacher is sure, so in a short run they hardly
-  count. It is meant for teachers so strong that the student's adversarial images do not move them.
+- `saad` weighs images by how unsure the teacher is of them: of most images here this teacher is sure, so in a short run they
+  hardly count. It is meant for teachers so strong that the student's adversarial images do not move them.
 - Default knobs, but for the notes above; nothing is tuned, neither for a method nor against it.
 - The times contain whatever else the machine did (see its load); the counted passes do not."""
 

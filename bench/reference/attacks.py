@@ -15,10 +15,12 @@ class Contiguous(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The images as they are."""
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The gradient, in the usual layout."""
         return grad.contiguous()
 
 
@@ -30,6 +32,7 @@ class Plain(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K)."""
         logits: Tensor = self.net(Contiguous.apply(x))
         return logits
 

@@ -267,7 +267,7 @@ def test_a_share_of_classes_that_must_stay(checkpoint: Bundle, tmp_path: Path, m
 
 
 class TestImporter:
-    """The last gate: an importer that computes something else stops the export; one that cannot follow is no fault of the file."""
+    """The last gate: an importer that computes otherwise stops the export; where it cannot follow, the file is not at fault."""
 
     def test_another_function_is_caught(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built: dict[str, Bundle]
