@@ -18,13 +18,14 @@ from robustkd.engines._base import EngineInfo, Images, Logits, check_images
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[nn.Module]:
     """The network in eval mode; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
+    trained = [module for module in net.modules() if module.training]
+    if trained:  # a walk for each single image would cost more than a small network
+        net.eval()
     try:
         yield net
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in trained:
+            module.training = True
 
 
 class PytorchEngine:
