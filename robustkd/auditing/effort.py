@@ -182,7 +182,8 @@ def logit_scale(job: Job, index: NDArray[np.int64], policy: Policy) -> Check:
     ]
     changed = int((flags[0] != flags[1]).sum())
     if job.engine.slack:  # votes change by chance, in both directions alike
-        changed = abs(int(flags[0].sum()) - int(flags[1].sum()))
+        gained, lost = int((flags[1] & ~flags[0]).sum()), int((flags[0] & ~flags[1]).sum())
+        changed = abs(gained - lost) if mcnemar_exact(gained, lost) < CHANCE else 0
     found = share(name, changed, len(x), 0.02, "images get another flag when all logits are ten times as large")
     return (
         found

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robustkd.auditing.probes import Labels, spread
+from robustkd.auditing.recheck import by_chance
 from robustkd.auditing.sides import Judged, read
 from robustkd.auditing.stochastic import SLACK, side_of_engine
 from robustkd.engines._base import Engine, Images, Logits
@@ -120,6 +121,8 @@ def judged_afresh(
         near = np.abs(again.margin) + np.abs(claim.judged.margin) <= (SLACK if stochastic else 2e-3 * unit)
         total, changed = total + len(rows), changed + int((differ & ~near).sum())
         close += int((differ & near).sum())
+    if by_chance(changed, total, SLACK if stochastic else 0.0):
+        changed, close = 0, close + changed
     if changed:
         text = f"{changed} of {total} flags changed when a fresh process judged the same images"
         return found.model_copy(update={"status": "block", "observed": changed / total, "message": text})

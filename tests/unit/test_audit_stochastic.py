@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from robustkd.auditing.fresh import Reopen
 from robustkd.auditing.run import run_audit
 from robustkd.auditing.sides import read
 from robustkd.auditing.stochastic import DRAWS, Mean, majority_side, side_of_engine, votes
@@ -15,11 +16,12 @@ from robustkd.cli.app import run as command
 from robustkd.errors import ConfigError, Interrupted
 from robustkd.reporting.markdown import summary
 from robustkd.threat import ThreatModel
-from tests.audit_cheats import CHEATS, Cheating, Known, build
+from tests.audit_cheats import CHEATS, Cheating, Counting, Known, build
 from tests.audit_nets import Quadrants, TorchEngine, images
 from tests.unit.test_audit_cheats import EPS, FACTS, FLOOR, POLICY, blocks, fired, go, parent
 
 CALM = POLICY.model_copy(update={"square_queries": 20, "ladder_images": 16, "scale_images": 16, "memory_images": 16})
+MEMORY = Reopen("tests.audit_cheats:open_counting", "40000")
 DECLARED = FLOOR.model_copy(update={"stochastic": True})
 
 
@@ -28,8 +30,8 @@ def data():
     return images(64)
 
 
-def noisy(sigma):
-    rng = torch.Generator().manual_seed(0)
+def noisy(sigma, seed=0):
+    rng = torch.Generator().manual_seed(seed)
     return TorchEngine(Quadrants(), answer=lambda net, x: net(x + sigma * torch.randn(x.shape, generator=rng)))
 
 
@@ -54,6 +56,20 @@ def test_declared_on_its_own_random_gradients_fails_too(data):
     net = Cheating(CHEATS["noise"](Known(data.floats(), data.labels)))
     result = go(TorchEngine(net), data, twin=net, policy=CALM, audit=DECLARED)
     assert result.verdict.status == "fail" and result.engine.robust_accuracy.estimate < 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_strong_noise_is_no_reason_to_block(data, seed):
+    """Votes of a very random engine change a lot by chance: the verdict may stay open, the checks stay quiet."""
+    result = go(noisy(0.1, seed), data, source=parent(), threat=ThreatModel(eps=0.03), policy=CALM, audit=DECLARED)
+    assert not [name for name in blocks(result) if not name.startswith("bound")], result.checks
+
+
+def test_a_memory_is_found_out_though_declared_random(data):
+    """Other answers once the probes are over are more than chance."""
+    result = go(Counting(40_000), data, source=parent(), policy=CALM, audit=DECLARED, reopen=MEMORY)
+    found = next(check for check in result.checks if check.name.startswith("S18"))
+    assert found.status == "block" and result.verdict.status in ("fail", "invalid")
 
 
 def test_declared_and_honest_passes(data):
