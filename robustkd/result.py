@@ -75,6 +75,7 @@ class Artifact(Value):
     precision: str
     device: str
     settings: dict[str, Any] = {}
+    size: int | None = Field(None, description="bytes of the file; none in results of earlier versions")
 
 
 class Source(Value):
@@ -150,6 +151,25 @@ class Landscape(Value):
     falling: float = Field(description="share of grid points from which the loss does not rise along the gradient")
 
 
+class Timing(Value):
+    """How long calls of one batch size took, after a warm-up: percentiles in milliseconds."""
+
+    batch: int
+    runs: int
+    p50: float
+    p95: float
+    p99: float
+    images_per_second: float
+
+
+class Latency(Value):
+    """How fast the engine was on the machine that audited it."""
+
+    hardware: dict[str, Any] = Field(description="machine, cpu, cores, system; a GPU is the artifact's device")
+    load_average: float | None = Field(None, description="of the machine, before: other work makes the figures worse")
+    timings: tuple[Timing, ...]
+
+
 class Verdict(Value):
     """The answer, and why."""
 
@@ -178,6 +198,7 @@ class AuditResult(BaseModel):
     corruptions: dict[str, Corruption] | None = Field(None, description="accuracies without an adversary, where asked for")
     eps_curve: EpsCurve | None = Field(None, description="the ladder of S6")
     landscape: Landscape | None = Field(None, description="the loss around some images, where asked for")
+    latency: Latency | None = Field(None, description="of the engine, measured after its audit")
     kit: KitUsed | None = Field(None, description="the audit was done with a kit")
 
     def digests(self) -> dict[str, str]:

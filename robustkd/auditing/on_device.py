@@ -18,7 +18,7 @@ from robustkd.auditing import probes, recheck
 from robustkd.auditing.artifact import Subject, open_subject
 from robustkd.auditing.facts import AuditArrays
 from robustkd.auditing.kit import Kit, read_kit
-from robustkd.auditing.latency import latency_bounds
+from robustkd.auditing.latency import latency_bounds, with_speed
 from robustkd.auditing.ledger import Ledger
 from robustkd.auditing.sides import NO_NUMBER, Side, engine_side
 from robustkd.auditing.store import Store, locked
@@ -99,6 +99,7 @@ def audit_kit(
             _fits(engine, held, kit)
             seen = _ask(engine, held, config, say)
             result = _result(engine, held, config, gates, seen, subject, kit)
+            result = with_speed(result, engine, held.x, stochastic=config.stochastic)
         arrays = AuditArrays(held.x, held.y, held.index, seen.ledger, Store(None, {}))
         write_audit(result, arrays, folder, subject.bundle)
     return result, folder

@@ -11,6 +11,7 @@ from typing import Any
 from robustkd.auditing.artifact import Subject
 from robustkd.auditing.asking import Ask, ask
 from robustkd.auditing.kit import save_kit as write_kit
+from robustkd.auditing.latency import with_speed
 from robustkd.auditing.merge import begun, complete, finished, forget, missing, shard_folder, write_shard
 from robustkd.auditing.run import carry_out, carry_out_shard
 from robustkd.auditing.shards import Shard
@@ -154,6 +155,7 @@ def _whole(asked: Ask, merge: Sequence[Path]) -> AuditResult:
     shards = complete(finished([*merge, *own])) if merge or own else ()
     with asked.order(asked.folder, resume=asked.resume or bool(shards), shards=shards) as order:
         result, arrays = carry_out(order)
+        result = with_speed(result, order.engine, arrays.x, stochastic=asked.config.stochastic)
     if asked.save_kit is not None:
         told = asked.subject.bundle.manifest.model if asked.subject.bundle else None
         asked.say(f"kit {asked.save_kit}: {write_kit(asked.save_kit, result, arrays, told)}")

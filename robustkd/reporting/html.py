@@ -19,6 +19,7 @@ from robustkd.reporting.inputs import ReportInput, find, read
 from robustkd.reporting.per_class import ClassRow, per_class
 from robustkd.reporting.pictures import Gallery, gallery
 from robustkd.reporting.plots import eps_plot, landscape_plot
+from robustkd.reporting.targets import machines, picture, targets
 from robustkd.result import AuditResult, Check
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
@@ -68,8 +69,12 @@ def render(results: Sequence[ReportInput]) -> str:
         RequirementError: jinja2 is missing, or matplotlib where there are curves to draw.
     """
     values = [given.result for given in results]
+    rows = targets(values) if len(values) > 1 else []
     page: str = _template().render(
         sections=_sections(results),
+        targets=rows,
+        pareto=picture(rows, "all"),
+        machines=machines(rows),
         notes=mismatches(values) if values else [],
         tally=_tally(values),
         version=__version__,
@@ -148,6 +153,8 @@ def _template() -> Any:
         "points": numbers.points,
         "count": numbers.count,
         "seconds": numbers.seconds,
+        "milliseconds": numbers.milliseconds,
+        "megabytes": numbers.megabytes,
         "probability": numbers.probability,
         "threat": numbers.threat,
         "short": numbers.short,

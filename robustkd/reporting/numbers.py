@@ -63,6 +63,16 @@ def seconds(value: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def milliseconds(value: float) -> str:
+    """A latency with three digits: "0.412 ms", "12.3 ms", "1240 ms"."""
+    return f"{value:#.3g} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def megabytes(size: int) -> str:
+    """Bytes in units of a million: "8.94 MB", "0.031 MB"."""
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e6:.3f} MB"
+
+
 def probability(value: float) -> str:
     """A p value: "0.146", or "< 0.001"."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -46,7 +46,7 @@ def plain(value):
     if isinstance(value, AuditResult):
         value = value.model_dump(mode="json")
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items() if k != "seconds"}
+        return {k: plain(v) for k, v in value.items() if k not in ("seconds", "latency")}
     return [plain(v) for v in value] if isinstance(value, list) else value
 
 

@@ -91,6 +91,8 @@ def test_a_bundle_says_everything_itself(home, tmp_path):
     assert {a.level for a in result.engine.attacks.values()} == {"baseline", "surrogate", "replay", "blackbox"}
     assert result.verdict.status == "pass", result.verdict.reasons
     assert not [c for c in result.checks if c.status == "block"], result.checks
+    assert result.latency is not None and [t.batch for t in result.latency.timings] == [1, 32]
+    assert result.artifact.size == (home / "cpu-fp32" / "model.onnx").stat().st_size
     assert "fresh process" in next(c.message for c in result.checks if c.name.startswith("S18"))
     bundle = Bundle.open(folder, kind="audit")
     assert bundle.manifest.parent == Bundle.open(home / "cpu-fp32").digest
