@@ -32,14 +32,16 @@ def radius(net: nn.Module, x: Tensor) -> Tensor:
 
 
 class Conv(nn.Module):
-    """Two convolutions and a head, with batch norm."""
+    """Two convolutions and a head, with batch norm; the same weights whatever ran before."""
 
-    def __init__(self, classes: int = 4, width: int = 6) -> None:
+    def __init__(self, classes: int = 4, width: int = 6, seed: int = 0) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, 2), nn.ReLU()
-        )
-        self.head = nn.Linear(width, classes)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.body = nn.Sequential(
+                nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, 2), nn.ReLU()
+            )
+            self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x).mean((2, 3)))

@@ -159,7 +159,10 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
 
 def _lines(facts: dict[str, Any]) -> list[str]:
     lines = []
-    for parity in facts.get("gates", {}).values():
+    for gate, parity in facts.get("gates", {}).items():
+        if "skipped" in parity:
+            lines.append(f"{gate}: skipped, {parity['skipped']}")
+            continue
         lines.append(
             f"{parity['between'][1]}: same class as {parity['between'][0]} on {parity['agreement']:.2%} of {parity['n']} "
             f"test images; largest logit difference {parity['max_abs']:.2g}, allowed {parity['tolerance']:.2g}"

@@ -38,9 +38,10 @@ def test_named_checkpoint_target_and_output(command: Command, run: Path, tmp_pat
     (tmp_path / "small.yaml").write_text("extends: cpu-fp32\nopset: 18\n")
     code, out, err = command("export", run, "--target", "small.yaml", "--output", "out")
     assert (code, err) == (0, f"checkpoint: {run / 'checkpoint'}\n")
-    first, second = out.splitlines()
+    first, second, third = out.splitlines()
     assert first.startswith("small: out/small/model.onnx (") and first.endswith(" MB)")
     assert second.startswith("  export: same class as source on 100.00% of 256 test images; largest logit difference ")
+    assert third.startswith("  importer: same class as runtime on 100.00% of 256 test images; largest logit difference ")
     assert (tmp_path / "out" / "small" / "model.onnx").is_file()
     code, _, err = command("export", run, "--target", "small.yaml", "--output", "out")
     assert code == 5 and "there is something here already" in err
@@ -95,3 +96,10 @@ def test_output_that_cannot_be_written(command: Command, run: Path, tmp_path: Pa
     (tmp_path / "taken").write_text("a file where a folder should be")
     code, _, err = command("export", run, "--output", "taken")
     assert code == 5 and "cannot write here" in err
+
+
+def test_a_gate_that_could_not_be_held_is_told() -> None:
+    from robustkd.cli.export import _lines
+
+    told = _lines({"gates": {"runtime-importer": {"skipped": "operator NonZero is not covered"}}})
+    assert told == ["runtime-importer: skipped, operator NonZero is not covered"]

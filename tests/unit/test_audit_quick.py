@@ -38,9 +38,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def net(data):
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return trained(Conv(), data, steps=200)
+    return trained(Conv(seed=1), data, steps=200)
 
 
 @pytest.fixture(scope="module")
