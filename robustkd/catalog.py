@@ -1,4 +1,4 @@
-"""Shelves: folders of one-file entries, found by file name and imported only when asked for.
+"""What is imported only when asked for: shelves, which are folders of one-file entries found by name, and other packages.
 
 An entry is a module that defines `ENTRY`; `b_mtard.py` is `b-mtard`. Third parties add entries through an
 entry point of the group `robustkd.<shelf>`.
@@ -11,7 +11,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from robustkd.errors import ConfigError, nearest
+from robustkd.errors import ConfigError, RequirementError, nearest
+
+
+def needed(module: str, what: str, *, fix: str) -> Any:
+    """A module of another package.
+
+    Args:
+        module: its full name.
+        what: what it is for, the first half of the message.
+        fix: how to come by it.
+
+    Raises:
+        RequirementError: it does not import.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:  # torchvision made for another torch fails with RuntimeError
+        raise RequirementError(f"{what}, which does not import here", where=str(error), fix=fix) from error
 
 
 class Shelf:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from robustkd.catalog import needed
 from robustkd.datasets._base import Split
-from robustkd.errors import ArtifactError, RequirementError
+from robustkd.errors import ArtifactError
 
 _PIXELS = 3 * 32 * 32
 _UNPACK = "unpack the archive again"
@@ -41,14 +42,8 @@ def read_python(root: Path, split: Split, *, name: Literal["CIFAR10", "CIFAR100"
         RequirementError: torchvision does not import.
         ArtifactError: a file is missing or is not the published one.
     """
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError) as error:  # a wheel for another torch fails with RuntimeError
-        raise RequirementError(
-            f"{layout} is read by torchvision, which does not import here",
-            where=str(error),
-            fix="pip install 'robustkd[train]', or use the binary layout",
-        ) from error
+    fix = "pip install 'robustkd[train]', or use the binary layout"
+    datasets = needed("torchvision.datasets", f"{layout} is read by torchvision", fix=fix)
     try:
         return getattr(datasets, name)(root, train=split == "train")
     except (RuntimeError, OSError, EOFError) as error:

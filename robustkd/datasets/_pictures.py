@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from robustkd.catalog import needed
 from robustkd.datasets._pixels import Pixels
 from robustkd.errors import ArtifactError, RequirementError
 
@@ -75,11 +75,5 @@ def torchvision_datasets(what: str) -> Any:
 
 
 def _torchvision(module: str, what: str) -> Any:
-    try:
-        return importlib.import_module(f"torchvision.{module}")
-    except (ImportError, RuntimeError) as error:  # a wheel for another torch fails with RuntimeError
-        raise RequirementError(
-            f"{what} by torchvision, which does not import here",
-            where=str(error),
-            fix="pip install 'robustkd[train]', or store the images as .npz",
-        ) from error
+    fix = "pip install 'robustkd[train]', or store the images as .npz"
+    return needed(f"torchvision.{module}", f"{what} by torchvision", fix=fix)

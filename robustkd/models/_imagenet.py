@@ -6,7 +6,6 @@ Pretrained networks expect normalised images, so their config is filled with Ima
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from robustkd.errors import ArtifactError, RequirementError
+from robustkd.catalog import needed
+from robustkd.errors import ArtifactError
 from robustkd.models._base import ModelConfig, bare
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -27,14 +27,7 @@ def torchvision_models(name: str) -> Any:
     Raises:
         RequirementError: torchvision does not import; the student `name` is said to need it.
     """
-    try:
-        return importlib.import_module("torchvision.models")
-    except (ImportError, RuntimeError) as error:  # a wheel for another torch fails with RuntimeError
-        raise RequirementError(
-            f"student {name} is torchvision's, which does not import here",
-            where=str(error),
-            fix="pip install 'robustkd[train]'",
-        ) from error
+    return needed("torchvision.models", f"student {name} is torchvision's", fix="pip install 'robustkd[train]'")
 
 
 class ImagenetConfig(ModelConfig, frozen=True):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from robustkd.errors import RequirementError
+from robustkd.catalog import needed
 
 SMALL = 32
 """Side in pixels up to which AutoAugment takes the policy found on CIFAR-10."""
@@ -81,15 +81,8 @@ _MAKERS: dict[str, Callable[[Any, str], Callable[[Tensor], Tensor]]] = {
 
 
 def _transforms(wanted: list[str]) -> Any:
-    try:
-        from torchvision.transforms import v2
-    except (ImportError, RuntimeError) as error:  # a wheel for another torch fails with RuntimeError
-        raise RequirementError(
-            f"train.augment: {', '.join(wanted)} needs torchvision, which does not import here",
-            where=str(error),
-            fix="pip install 'robustkd[train]', or leave it out",
-        ) from error
-    return v2
+    what = f"train.augment: {', '.join(wanted)} needs torchvision"
+    return needed("torchvision.transforms.v2", what, fix="pip install 'robustkd[train]', or leave it out")
 
 
 def combine(x: Tensor, names: Collection[str], rng: Generator) -> Tensor:
