@@ -1,4 +1,4 @@
-"""The four-stage CIFAR ResNet that the deeper ResNets of the shelf share: 3x3 stem, no pooling in front."""
+"""The four-stage CIFAR ResNet that ResNet-18, -34 and -50 share: 3x3 stem, no pooling in front."""
 
 from __future__ import annotations
 
@@ -23,14 +23,22 @@ class StagedResNet(nn.Module):
         channels: of the images.
         classes: number of logits.
         width: multiplier of every channel count.
+        stem_stride: of the first convolution.
     """
 
     def __init__(
-        self, block: Block, expansion: int, repeats: tuple[int, int, int, int], channels: int, classes: int, width: float
+        self,
+        block: Block,
+        expansion: int,
+        repeats: tuple[int, int, int, int],
+        channels: int,
+        classes: int,
+        width: float,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         inputs = scaled(64, width)
-        self.conv1 = nn.Conv2d(channels, inputs, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(channels, inputs, 3, stem_stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inputs)
         for stage, (base, number) in enumerate(zip((64, 128, 256, 512), repeats, strict=True), start=1):
             planes, blocks = scaled(base, width), []

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustkd.models._base import ModelConfig, scaled
+from robustkd.models._base import ModelConfig
+from robustkd.models._staged import StagedResNet
 
 
 class BasicBlock(nn.Module):
@@ -36,29 +37,6 @@ class BasicBlock(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
-class ResNet18(nn.Module):
-    """Images (N, C, H, W) to logits (N, K)."""
-
-    def __init__(self, channels: int, classes: int, width: float, stem_stride: int) -> None:
-        super().__init__()
-        widths = [scaled(w, width) for w in (64, 128, 256, 512)]
-        self.conv1 = nn.Conv2d(channels, widths[0], 3, stem_stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
-        inputs = widths[0]
-        for stage, outputs in enumerate(widths, start=1):
-            first = BasicBlock(inputs, outputs, 1 if stage == 1 else 2)
-            self.add_module(f"layer{stage}", nn.Sequential(first, BasicBlock(outputs, outputs, 1)))
-            inputs = outputs
-        self.linear = nn.Linear(inputs, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        for stage in range(1, 5):
-            out = getattr(self, f"layer{stage}")(out)
-        logits: Tensor = self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
-        return logits
-
-
 class ResNet18Config(ModelConfig, frozen=True):
     """CIFAR-style ResNet-18."""
 
@@ -68,7 +46,7 @@ class ResNet18Config(ModelConfig, frozen=True):
     stem_stride: int = Field(1, ge=1, le=2, description="2 quarters the cost; the papers use 1")
 
     def _net(self, channels: int, classes: int) -> nn.Module:
-        return ResNet18(channels, classes, self.width, self.stem_stride)
+        return StagedResNet(BasicBlock, 1, (2, 2, 2, 2), channels, classes, self.width, self.stem_stride)
 
 
 ENTRY = ResNet18Config
