@@ -19,7 +19,7 @@ from robustkd.attacks._grid import on_grid
 from robustkd.auditing.twin import Surrogate, Tamed, Values
 from robustkd.engines._base import Engine
 from robustkd.losses import margin
-from robustkd.models._fold import folded
+from robustkd.models._fold import frozen
 
 if TYPE_CHECKING:
     from robustkd.auditing.steps import Job
@@ -35,10 +35,9 @@ def quick(net: nn.Module, x: Tensor) -> nn.Module:
         net: (N, C, H, W) in [0, 1] -> logits (N, K), in eval mode.
         x: images to compare the answers on: these, and the same under noise.
     """
-    fold = folded(net)
-    if fold is None:
+    found = frozen(net)
+    if found is net:
         return net
-    found = fold.refreshed().eval().requires_grad_(False)
     rng = torch.Generator().manual_seed(0)
     noisy = (x + 0.05 * torch.randn(x.shape, generator=rng).to(x)).clamp(0, 1)
     return found if all(_alike(net, found, images) for images in (x, noisy)) else net

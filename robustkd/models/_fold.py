@@ -87,6 +87,12 @@ def folded(net: nn.Module) -> Folded | None:
     return Folded(net, graph, tuple(parts))
 
 
+def frozen(net: nn.Module) -> nn.Module:
+    """A network whose weights no longer move, in eval mode, as fast as it can be had: folded once, or itself."""
+    fold = folded(net)
+    return net if fold is None else fold.refreshed().eval().requires_grad_(False)
+
+
 def _foldable(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
     """The node of the convolution that a batch norm's node can be folded into: used once, by it, and called but once."""
     if node.op != "call_module" or type(norm := modules[str(node.target)]) is not nn.BatchNorm2d:

@@ -23,7 +23,7 @@ from robustkd.methods._base import Batch, Clock, Method, Nets, Terms
 from robustkd.methods._memo import remembering
 from robustkd.models._base import check_takes
 from robustkd.models._files import portable
-from robustkd.models._fold import folded
+from robustkd.models._fold import folded, frozen
 from robustkd.recipe.schema import Precision, Recipe
 from robustkd.signals import check
 from robustkd.training import checkpoint
@@ -77,7 +77,7 @@ class Loop:
         self.teachers, self.held = teachers, held
         self._fast = folded(self.student) if knobs.speed == "auto" else None
         if knobs.speed == "auto":  # they are frozen: what is folded now stays right
-            self.teachers = {role: _quick(net) for role, net in teachers.items()}
+            self.teachers = {role: frozen(net) for role, net in teachers.items()}
         data = recipe.dataset
         self.batches = Batches(train, knobs, seed=recipe.seed, place=self.place, stream=data.stream, workers=data.workers)
         self.addons = Addons(
@@ -256,9 +256,3 @@ class Loop:
             if self.team.main:
                 file = self.folder / "state.safetensors"
                 checkpoint.save(file, self.student, self.optimizer, self.best, self.progress, self.addons.average)
-
-
-def _quick(net: nn.Module) -> nn.Module:
-    """A frozen network as fast as it can be had."""
-    fold = folded(net)
-    return net if fold is None else fold.refreshed().eval().requires_grad_(False)
