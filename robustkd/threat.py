@@ -75,7 +75,7 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
         if self.norm == "linf":
             return x + noise.uniform_(-self.eps, self.eps, generator=rng)
         noise.normal_(generator=rng)
-        radius = x.new_empty((x.shape[0], *[1] * (x.dim() - 1))).uniform_(0, 1, generator=rng)
+        radius = per_image(x.new_empty(x.shape[0]).uniform_(0, 1, generator=rng), x)
         pixels = max(1, x[0].numel()) if x.shape[0] else 1
         return x + noise / _norms(noise).clamp_min(1e-12) * self.eps * radius ** (1 / pixels)
 
@@ -84,7 +84,7 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
         if self.norm == "linf":
             return grad.sign()
         # to order 1 first: a confident network's gradients of 1e-25 have squares that underflow
-        largest = grad.abs().flatten(1).amax(1).view(-1, *[1] * (grad.dim() - 1))
+        largest = per_image(grad.abs().flatten(1).amax(1), grad)
         scaled = grad / largest.masked_fill(largest == 0, 1)
         return scaled / _norms(scaled).clamp_min(1e-12)
 
@@ -96,5 +96,9 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
 
 def _norms(delta: Tensor) -> Tensor:
     """The l2 norm of each image, shaped to broadcast over it."""
-    length: Tensor = delta.flatten(1).norm(dim=1)
-    return length.view(-1, *[1] * (delta.dim() - 1))
+    return per_image(delta.flatten(1).norm(dim=1), delta)
+
+
+def per_image(values: Tensor, x: Tensor) -> Tensor:
+    """One value (N,) for each image of x (N, ...), shaped to broadcast over them."""
+    return values.view(-1, *[1] * (x.dim() - 1))

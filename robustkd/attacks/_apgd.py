@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from robustkd.losses import cross_entropy, margin
-from robustkd.threat import ThreatModel
+from robustkd.threat import ThreatModel, per_image
 
 #: share of steps that must raise the loss between two checkpoints
 RHO = 0.75
@@ -161,7 +161,7 @@ def _run(
 
     z, goal = _start(x, threat, rng), y if target is None else target
     loss, grad, margins = ask(z, y, goal)
-    step = torch.full_like(loss, 2.0 * threat.eps).view(-1, *[1] * (x.dim() - 1))
+    step = per_image(torch.full_like(loss, 2.0 * threat.eps), x)
     zero = torch.zeros_like(loss)
     climb = _Climb(
         at=torch.arange(len(x), device=x.device),
@@ -211,7 +211,7 @@ def _start(x: Tensor, threat: ThreatModel, rng: Generator) -> Tensor:
     else:
         noise = torch.randn(x.shape, generator=rng).to(x.device)
         length = _length(noise)
-    return (x + threat.eps * (noise / (_over(length, x) + _TINY))).clamp(0, 1)
+    return (x + threat.eps * (noise / (per_image(length, x) + _TINY))).clamp(0, 1)
 
 
 def _move(climb: _Climb, threat: ThreatModel, weight: float) -> Tensor:
@@ -221,18 +221,14 @@ def _move(climb: _Climb, threat: ThreatModel, weight: float) -> Tensor:
         low, high = (x - threat.eps).clamp(0, 1), (x + threat.eps).clamp(0, 1)
         new = (z + climb.step * climb.grad.sign()).clamp(low, high)
         return (z + (new - z) * weight + last * (1 - weight)).clamp(low, high)
-    new = _in_ball(z + climb.step * (climb.grad / (_over(_length(climb.grad), x) + _TINY)), x, threat.eps)
+    new = _in_ball(z + climb.step * (climb.grad / (per_image(_length(climb.grad), x) + _TINY)), x, threat.eps)
     return _in_ball(z + (new - z) * weight + last * (1 - weight), x, threat.eps)
 
 
 def _in_ball(z: Tensor, x: Tensor, eps: float) -> Tensor:
-    length = _over(_length(z - x), x)
+    length = per_image(_length(z - x), x)
     return (x + (z - x) / (length + _TINY) * length.clamp_max(eps)).clamp(0, 1)
 
 
 def _length(delta: Tensor) -> Tensor:
     return (delta**2).flatten(1).sum(-1).sqrt()
-
-
-def _over(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (x.dim() - 1))

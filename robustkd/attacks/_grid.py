@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustkd.threat import SLACK, ThreatModel
+from robustkd.threat import SLACK, ThreatModel, per_image
 
 LEVELS = 255
 #: part of a level by which float32 may misplace a limit
@@ -29,12 +29,12 @@ def on_grid(z: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
         high = ((x.double() + threat.eps) * LEVELS + _ROUNDING).floor().clamp_max(LEVELS)
         level = (z.double() * LEVELS).round().maximum(low).minimum(high)
         empty = (low > high).flatten(1).any(1)
-        return torch.where(_over(empty, x), x, _pixels(level))
+        return torch.where(per_image(empty, x), x, _pixels(level))
     found, inside = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for part in range(_SHRINKS + 1):
         tried = _pixels(((x + (1 - part / _SHRINKS) * (z - x)).double() * LEVELS).round().clamp(0, LEVELS))
         now = ~inside & (threat.distance(tried, x) <= threat.eps + SLACK)
-        found, inside = torch.where(_over(now, x), tried, found), inside | now
+        found, inside = torch.where(per_image(now, x), tried, found), inside | now
         if bool(inside.all()):
             break
     return found
@@ -69,7 +69,3 @@ class _Round(torch.autograd.Function):
 def _pixels(level: Tensor) -> Tensor:
     """Levels to float32 in [0, 1], bit by bit as an 8-bit image is read."""
     return level.float() / LEVELS
-
-
-def _over(flags: Tensor, x: Tensor) -> Tensor:
-    return flags.view(-1, *[1] * (x.dim() - 1))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustkd.losses import margin
 from robustkd.signals import check
-from robustkd.threat import SLACK, ThreatModel
+from robustkd.threat import SLACK, ThreatModel, per_image
 
 #: standard deviations of the clean logits by which an image must be wrong to leave its batch: it shall also fool after
 #: rounding, and through another runtime
@@ -119,7 +119,7 @@ class Guard:
     @torch.no_grad()
     def settle(self, tried: Tensor) -> Tensor:
         """The attack's images, in the ball; where one does not fool the model but a witness does, the witness."""
-        sound = tried.isfinite().flatten(1).all(1).view(-1, *[1] * (tried.dim() - 1))
+        sound = per_image(tried.isfinite().flatten(1).all(1), tried)
         x_adv = self._threat.project(torch.where(sound, tried.to(self._x.dtype), self._x), self._x).detach()
         if bool(self._open.all()):
             return x_adv

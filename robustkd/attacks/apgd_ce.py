@@ -20,7 +20,7 @@ from robustkd.threat import ThreatModel
 class APGDCE(Attack, frozen=True):
     """Auto-PGD on the cross entropy."""
 
-    summary: ClassVar[str] = "Auto-PGD on the cross entropy, from the authors' AutoAttack"
+    summary: ClassVar[str] = "Auto-PGD on the cross entropy, query for query the authors' AutoAttack"
     needs: ClassVar[Literal["gradient", "logits"]] = "gradient"
     name: Literal["apgd-ce"] = "apgd-ce"
     steps: int = Field(100, ge=1)

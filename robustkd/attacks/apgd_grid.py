@@ -1,8 +1,8 @@
 """APGD-CE on the 8-bit grid: every query is an 8-bit image, so that what is found survives a camera.
 
 Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
-ICML 2020; the authors' own code (PyPI: pyautoattack). Rounding the images of another attack afterwards loses what
-lies below one level: coarse engines then look several points stronger than they are.
+ICML 2020; steps and starts are those of the authors' code, see `_apgd`. Rounding the images of another attack
+afterwards loses what lies below one level: coarse engines then look several points stronger than they are.
 
 Departures: the model sees the nearest 8-bit image, and its gradient is passed straight through the rounding; images
 that are settled leave the batch, see `_apgd`.

@@ -1,7 +1,7 @@
 """APGD-T: Auto-PGD on the targeted difference-of-logits ratio, one run per target class.
 
 DLR-T(x, y, t) = -(z_y - z_t) / (z_1 - (z_3 + z_4) / 2) with the logits sorted downwards. Croce and Hein, ICML
-2020; the authors' own code (PyPI: pyautoattack). The ratio does not change with the scale of the logits.
+2020; steps and starts are those of the authors' code, see `_apgd`. The ratio does not change with the scale of the logits.
 
 Departures: targets are capped at classes - 1; with fewer than 4 classes the ratio does not exist and the
 attack is left out, where the original stops with an IndexError; images that are settled leave the batch, see `_apgd`.
@@ -23,7 +23,7 @@ from robustkd.threat import ThreatModel
 class APGDT(Attack, frozen=True):
     """Auto-PGD on the targeted DLR loss."""
 
-    summary: ClassVar[str] = "Auto-PGD on the targeted DLR loss, from the authors' AutoAttack; needs 4 classes"
+    summary: ClassVar[str] = "Auto-PGD on the targeted DLR loss, query for query the authors' AutoAttack; needs 4 classes"
     needs: ClassVar[Literal["gradient", "logits"]] = "gradient"
     name: Literal["apgd-t"] = "apgd-t"
     steps: int = Field(100, ge=1)

@@ -18,7 +18,7 @@ from robustkd.ascent import ascend
 from robustkd.attacks._base import Attack
 from robustkd.attacks._guard import Guard
 from robustkd.losses import cross_entropy, margin
-from robustkd.threat import ThreatModel
+from robustkd.threat import ThreatModel, per_image
 
 
 class PGD(Attack, frozen=True):
@@ -55,7 +55,7 @@ class PGD(Attack, frozen=True):
             start="uniform",
             rng=Generator(device=x.device).manual_seed(seed),
         )
-        return torch.where(fooled.view(-1, *[1] * (x.dim() - 1)), fooling, last)
+        return torch.where(per_image(fooled, x), fooling, last)
 
 
 ENTRY = PGD

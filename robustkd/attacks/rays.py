@@ -19,7 +19,7 @@ from torch import Tensor
 from robustkd.attacks._base import Attack
 from robustkd.attacks._guard import Guard
 from robustkd.losses import margin
-from robustkd.threat import ThreatModel
+from robustkd.threat import ThreatModel, per_image
 
 #: halvings of the distance along one direction: to 1/1000 of a pixel's range, as the authors search
 HALVINGS = 10
@@ -86,7 +86,7 @@ class _Rays:
         self._distance[index[nearer]], self.sign[index[nearer]] = high[nearer], sign[nearer]
 
     def _at(self, reach: Tensor, sign: Tensor, index: Tensor) -> Tensor:
-        return (self._x[index] + reach.view(-1, *[1] * (sign.dim() - 1)) * sign).clamp(0, 1)
+        return (self._x[index] + per_image(reach, sign) * sign).clamp(0, 1)
 
     def _crossed(self, reach: Tensor, sign: Tensor, index: Tensor) -> Tensor:
         self._used[index] += 1
