@@ -25,6 +25,7 @@ SMALL = {
     "apgd-grid": {"steps": 12},
     "square-ties": {"queries": 40},
     "rays": {"queries": 40},
+    "hopskipjump": {"queries": 200, "probes": 20},
 }
 WHITE = ["pgd", "apgd-ce", "apgd-t", "fab-t", "apgd-grid"]
 THREATS = [ThreatModel(eps=8 / 255), ThreatModel(eps=0.05), ThreatModel(norm="l2", eps=0.5)]
