@@ -1,4 +1,4 @@
-"""`python -m bench [NAME] [--quick] [--json]`; `breakdown` and `verdict` print no ratios, and are not part of all."""
+"""`python -m bench [NAME] [--quick] [--json]`; `breakdown`, `masking`, `verdict` print no ratios, and are not part of all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLACED = ("step", "audit", "engine", "memory")
 """Those that run on a device of choice."""
 MODULES = {"memory": "peaks"}
 """Where the module has another name: `bench.memory` measures folders of pictures."""
-APART = ("breakdown", "verdict")
+APART = ("breakdown", "masking", "verdict")
 USUAL = {"device": "cpu", "precision": "fp32", "speed": "auto"}
 RESULTS = Path(os.environ.get("ROBUSTKD_BENCH_RESULTS") or Path(__file__).parent / "results")
 
