@@ -4,7 +4,9 @@ Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial a
 2020; the authors' own code (PyPI: pyautoattack).
 
 Departures: exact ties are broken by class index in the order of argmax, because the original stops at a margin
-of 0 and then throws the tied image away; on int8 engines that hid a fifth of what it can break.
+of 0 and then throws the tied image away; on int8 engines that hid a fifth of what it can break. In l2 the original lays
+its first grid beyond the edge of images of some sizes (12, 14, 18, 19 or 24 pixels, and many that are not square) and stops
+with an error; there our own repetition of the same search runs (`robustkd.attacks._square`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 from robustkd.attacks._auto import autoattack, common
 from robustkd.attacks._base import Attack
 from robustkd.attacks._guard import Guard
+from robustkd.attacks.square_ties import SquareTies
 from robustkd.threat import ThreatModel
 
 
@@ -30,6 +33,8 @@ class Square(Attack, frozen=True):
 
     def _search(self, model: Guard, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
         model.untie()
+        if threat.norm == "l2" and not _grid_fits(*x.shape[2:]):
+            return SquareTies(queries=self.queries, accept_equal=False)._search(model, x, y, threat, seed)
         attack = autoattack("square").SquareAttack(
             model,
             n_queries=self.queries,
@@ -41,6 +46,15 @@ class Square(Attack, frozen=True):
         )
         found: Tensor = attack.perturb(x, y)
         return found
+
+
+def _grid_fits(height: int, width: int) -> bool:
+    """Whether the authors' tiles end inside the image; those of one pixel may lie outside, where they are empty."""
+    tile = height // 5
+    if tile < 2:
+        return tile == 1
+    first = (height - 5 * tile) // 2
+    return all(first + size // tile * tile <= size for size in (height, width))
 
 
 ENTRY = Square
