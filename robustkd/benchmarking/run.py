@@ -1,7 +1,9 @@
 """Latency and throughput of engines, measured in turns so that a machine that slows down slows all of them.
 
 Wall-clock time of `engine.logits` on a batch of random images, after a warm-up. A speed-up is the median over the rounds
-of (time of the first engine / time of this one) within one round.
+of (time of the first engine / time of this one) within one round. Each turn of several engines begins with a run that is
+not counted: threads of the engine before go on spinning for a while, and hold the cores that the next one is to have.
+Measured on two cores, int8 right after fp32 was no faster than it; alone, or after such a run, twice as fast.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ class Speedup(BaseModel, frozen=True):
     low: float = Field(description="first quartile")
     high: float = Field(description="third quartile")
     best: float = Field(description="ratio of the shortest times: what remains of it on a busy machine")
+    cpu: float | None = Field(
+        None, description="ratio of the medians of CPU time, all threads together; none where not all run on the CPU"
+    )
 
 
 class Timing(BaseModel, frozen=True):
@@ -46,6 +51,7 @@ class Timing(BaseModel, frozen=True):
     runs: int
     warmup: int
     latency_ms: Latency
+    cpu_ms: float = Field(description="median CPU time of the process for one batch, all threads together")
     images_per_second: float
     speedup: Speedup | None = Field(None, description="against the first artifact; none where there is only one")
 
@@ -57,6 +63,7 @@ def measure(
     seconds: float = 2.0,
     warmup: int = 10,
     clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
     pause: Callable[[], None] = lambda: None,
 ) -> dict[str, Timing]:
     """Time every engine at one batch size, in turns.
@@ -64,9 +71,10 @@ def measure(
     Args:
         engines: by name; the first is what the others are compared with.
         batch: images at once.
-        seconds: about how long to measure each engine, after the warm-up.
+        seconds: about how long to run each engine, after the warm-up.
         warmup: runs of each that are not counted.
         clock: seconds, for tests.
+        cpu_clock: seconds of CPU time of this process, for tests.
         pause: called between two rounds; may raise to stop.
     """
     images = {name: _images(engine, batch) for name, engine in engines.items()}
@@ -74,14 +82,19 @@ def measure(
         for _ in range(warmup):
             engine.logits(images[name])
     times: dict[str, list[float]] = {name: [] for name in engines}
+    cpu: dict[str, list[float]] = {name: [] for name in engines}
     begun = clock()
     while _wanted(next(iter(times.values())), clock() - begun, seconds * len(engines)):
         pause()
         for name, engine in engines.items():
-            start = clock()
+            if len(engines) > 1:
+                engine.logits(images[name])
+            start, spent = clock(), cpu_clock()
             engine.logits(images[name])
+            cpu[name].append(cpu_clock() - spent)
             times[name].append(clock() - start)
-    return _timings(times, batch, warmup)
+    on_cpu = all(engine.info.device == "cpu" for engine in engines.values())
+    return _timings(times, cpu, on_cpu, batch, warmup)
 
 
 def _wanted(done: Sequence[float], spent: float, budget: float) -> bool:
@@ -92,17 +105,23 @@ def _images(engine: Engine, batch: int) -> Any:
     return np.random.default_rng(0).random((batch, *engine.info.input_shape), dtype=np.float32)
 
 
-def _timings(times: Mapping[str, list[float]], batch: int, warmup: int) -> dict[str, Timing]:
+def _timings(
+    times: Mapping[str, list[float]], cpu: Mapping[str, list[float]], on_cpu: bool, batch: int, warmup: int
+) -> dict[str, Timing]:
     arrays = {name: np.asarray(values) for name, values in times.items()}
-    first = next(iter(arrays.values()))
+    spent = {name: float(np.median(values)) for name, values in cpu.items()}
+    first = next(iter(arrays))
     return {
         name: Timing(
             batch=batch,
             runs=len(taken),
             warmup=warmup,
             latency_ms=_latency(1e3 * taken),
+            cpu_ms=1e3 * spent[name],
             images_per_second=float(batch * len(taken) / taken.sum()),
-            speedup=_speedup(first, taken) if len(arrays) > 1 else None,
+            speedup=_speedup(arrays[first], taken, spent[first] / spent[name] if on_cpu and spent[name] else None)
+            if len(arrays) > 1
+            else None,
         )
         for name, taken in arrays.items()
     }
@@ -113,9 +132,9 @@ def _latency(ms: Any) -> Latency:
     return Latency(p50=p50, p95=p95, p99=p99, mean=float(ms.mean()), min=float(ms.min()))
 
 
-def _speedup(first: Any, taken: Any) -> Speedup:
+def _speedup(first: Any, taken: Any, cpu: float | None) -> Speedup:
     low, middle, high = (float(v) for v in np.percentile(first / taken, [25, 50, 75]))
-    return Speedup(estimate=middle, low=low, high=high, best=float(first.min() / taken.min()))
+    return Speedup(estimate=middle, low=low, high=high, best=float(first.min() / taken.min()), cpu=cpu)
 
 
 def load() -> dict[str, Any]:

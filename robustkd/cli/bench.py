@@ -52,7 +52,7 @@ def _print(told: dict[str, Any]) -> None:
         "images/s",
         "MB",
         "runtime",
-        *(["speed-up", "of best"] if several else []),
+        *(["speed-up", "of best", "of CPU time"] if several else []),
         "artifact",
     ]
     rows = [_row(made, timing) for made in told["artifacts"] for timing in made["timings"]]
@@ -70,6 +70,10 @@ def _row(made: dict[str, Any], timing: dict[str, Any]) -> list[str]:
         f"{timing['images_per_second']:.0f}",
         f"{made['bytes'] / 1e6:.2f}",
         f"{made['runtime']} {made['precision']}",
-        *([f"{speedup['estimate']:.2f}x", f"{speedup['best']:.2f}x"] if speedup else []),
+        *([f"{speedup['estimate']:.2f}x", f"{speedup['best']:.2f}x", _cpu(speedup["cpu"])] if speedup else []),
         made["artifact"],
     ]
+
+
+def _cpu(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"

@@ -183,6 +183,8 @@ def _options(runtime: Any, threads: int, optimize: bool) -> Any:
     level = runtime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.log_severity_level = _QUIET
+    # after a run its threads would spin for a while and take the cores of whatever runs next: torch, another session
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
