@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,6 @@ def witnesses(ledger: Ledger, steps: list[Step]) -> list[Check]:
     """S9, S10, S11: does anything simpler break images that the attacks with gradients could not?"""
     levels = ("surrogate", "replay", "blackbox", "baseline")
     groups = {level: [s.name for s in steps if s.level == level and s.against != "pool"] for level in levels}
-    n = len(ledger.worst)
     if not groups["surrogate"]:
         text = "no attack with gradients ran"
         names = ("S9 black box not stronger", "S10 replay not stronger", "S11 noise not stronger")
@@ -53,9 +53,22 @@ def witnesses(ledger: Ledger, steps: list[Step]) -> list[Check]:
         if not groups[level]:
             found.append(Check(name=name, status="skipped", bound=bound, message=f"no {level} attack ran"))
             continue
-        only = int((unbroken & ledger.engine.broken(groups[level])).sum())
-        found.append(share(name, only, n, bound, text))
+        only = unbroken & ledger.engine.broken(groups[level])
+        scopes = sorted({_scope(ledger, step) for step in steps if step.name in groups[level]}, reverse=True)
+        looks = [share(name, int(only[:first].sum()), first, bound, text) for first in scopes]
+        found.append(max(looks, key=lambda check: (_GRAVE.index(check.status), check.observed or 0.0)))
     return found
+
+
+#: states of a check, the gravest last
+_GRAVE: tuple[CheckStatus, ...] = ("skipped", "ok", "warn", "block")
+
+
+def _scope(ledger: Ledger, step: Step) -> int:
+    """How many images, from the first, an attack could look at: those beyond its limit are no point for the defender."""
+    first = ledger.engine.first(step.images)
+    cut = bool((ledger.engine.clean.robust & ~first).any())
+    return int(np.flatnonzero(first)[-1]) + 1 if cut else len(first)
 
 
 def gradients(model: nn.Module, judge: Side, x: Tensor, y: Tensor, threat: ThreatModel, *, logs: bool) -> list[Check]:

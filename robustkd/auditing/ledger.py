@@ -38,6 +38,11 @@ class Track:
         flags: Flags = ~np.isnan(self.attacks[name].margin)
         return flags
 
+    def first(self, n: int) -> Flags:
+        """The first n images that are right when clean, by their position in the audit; for 0 all of these."""
+        right = self.clean.robust
+        return right & (np.cumsum(right) <= n) if n else right
+
     def broken(self, names: Iterable[str]) -> Flags:
         """Images that one of these attacks broke."""
         flags = np.zeros(len(self.clean.margin), np.bool_)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,12 +22,16 @@ Against = Literal["surrogate", "twin", "source", "engine", "pool"]
 
 @dataclass(frozen=True)
 class Step:
-    """One attack of an audit under the name it has in the result; none where the images of the others are rounded."""
+    """One attack of an audit under the name it has in the result; none where the images of the others are rounded.
+
+    `images` limits it to the first so many that are right when clean; 0: no limit.
+    """
 
     name: str
     level: Level
     against: Against
     attack: Attack | None
+    images: int = 0
 
     @property
     def grid(self) -> bool:
@@ -36,7 +40,14 @@ class Step:
 
 
 def plan(
-    policy: Policy, *, twin: bool, source: bool, second: bool = False, kind: Kind = "logits", coarse: bool = False
+    policy: Policy,
+    *,
+    twin: bool,
+    source: bool,
+    second: bool = False,
+    kind: Kind = "logits",
+    coarse: bool = False,
+    norm: str = "linf",
 ) -> list[Step]:
     """The steps in order: baseline, surrogate, replay, black box, 8 bit. Without a twin only what needs no gradient.
 
@@ -47,6 +58,7 @@ def plan(
         second: gradients can be had of the engine's own graph as well.
         kind: what the engine returns; labels alone are met by an attack that needs no more.
         coarse: the engine's outputs are so few values that they tie and stand still, as those of an int8 engine do.
+        norm: of the threat.
     """
     steps = []
     if policy.noise_draws:
@@ -63,13 +75,28 @@ def plan(
         steps.append(_step("square", "blackbox", "engine", queries=policy.square_queries))
     if coarse and policy.square_ties_queries:
         steps.append(_step("square-ties", "blackbox", "engine", queries=policy.square_ties_queries))
-    if policy.rays_queries and (policy.rays_always or kind == "labels"):
-        steps.append(_step("rays", "blackbox", "engine", queries=policy.rays_queries))
+    steps += _decisions(policy, kind, norm)
     if policy.uint8 != "none":
         steps.append(Step(EIGHT_BIT[0], "blackbox", "pool", None))
     if policy.uint8 == "native" and twin and policy.apgd_steps:
         steps.append(_step(EIGHT_BIT[1], "surrogate", "surrogate", steps=policy.apgd_steps, restarts=policy.restarts))
     return steps
+
+
+def reads_labels(policy: Policy, norm: str) -> bool:
+    """Whether an attack that reads labels alone runs against an engine that returns no more."""
+    return any(step.attack and norm in step.attack.norms for step in _decisions(policy, "labels", norm))
+
+
+def _decisions(policy: Policy, kind: Kind, norm: str) -> list[Step]:
+    """The attacks that read labels alone; an engine that returns no more meets them with every image."""
+    alone = kind == "labels"
+    images, steps = 0 if alone else policy.decision_images, []
+    if policy.rays_queries and (policy.rays_always or alone):
+        steps.append(_step("rays", "blackbox", "engine", queries=policy.rays_queries))
+    if policy.hopskipjump_queries and (policy.hopskipjump_always or (alone and norm == "l2")):
+        steps.append(_step("hopskipjump", "blackbox", "engine", queries=policy.hopskipjump_queries))
+    return [replace(step, images=images) for step in steps]
 
 
 def _auto(policy: Policy, *, fab: bool) -> list[tuple[str, dict[str, int]]]:

@@ -27,7 +27,7 @@ from robustkd.auditing.graph import TRANSFER, Graph, agrees, not_built
 from robustkd.auditing.landscape import landscape
 from robustkd.auditing.latency import latency_bounds
 from robustkd.auditing.ledger import Ledger
-from robustkd.auditing.plan import Step, plan
+from robustkd.auditing.plan import Step, plan, reads_labels
 from robustkd.auditing.preparing import clean_answers, models_of, network_side
 from robustkd.auditing.shards import ALL, Shard
 from robustkd.auditing.sides import Judged, Side, engine_side, read
@@ -240,6 +240,7 @@ def _begin(order: Order, shard: Shard) -> _Work:
             second=second is not None,
             kind=kind,
             coarse=probes.coarse(logits),
+            norm=threat.norm,
         ),
         logits.shape[1],
         threat.norm,
@@ -345,8 +346,7 @@ def _probe(
     clean = ledger.engine.clean
     declared = engine.draws if order.audit.stochastic else 0
     found = [probes.deterministic(one, x, y, logits, declared=declared), probes.batch_independent(engine, x, y)]
-    decisions = order.policy.rays_queries > 0 and order.threat.norm == "linf"
-    found.append(probes.output(logits, clean, kind, decisions=decisions))
+    found.append(probes.output(logits, clean, kind, decisions=reads_labels(order.policy, order.threat.norm)))
     if other is None:
         message = "without a source there is nothing to compare with"
         found.append(Check(name="S5 clean agreement", status="skipped", message=message))

@@ -78,8 +78,8 @@ def _queue(job: Job, step: Step, steps: list[Step]) -> Flags:
 
     Baseline, and rounding to 8 bit: all that are right when clean, on either side. Surrogate: those no surrogate attack
     has broken (noise does not count, or noise could never be seen to be stronger). Replay: those right on the source
-    that are still robust on either side. Black box: those still robust on the engine. 8-bit attacks: those that no
-    8-bit image has broken.
+    that are still robust on either side. Black box: those still robust on the engine, of the first so many where the
+    step has a limit. 8-bit attacks: those that no 8-bit image has broken.
     """
     engine, source = job.ledger.engine, job.ledger.source
     if step.attack is not None and step.grid:
@@ -91,7 +91,7 @@ def _queue(job: Job, step: Step, steps: list[Step]) -> Flags:
         return engine.clean.robust & ~engine.broken(before)
     if step.level == "replay" and source:
         return source.clean.robust & (source.robust() | engine.robust())
-    return engine.robust()
+    return engine.robust() & engine.first(step.images)
 
 
 def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str, AttackResult]]) -> None:
@@ -128,7 +128,14 @@ def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str
         job.tell(Event("attack", step.name, done, total, robust))
     for side, track in (("engine", job.ledger.engine), ("source", job.ledger.source)):
         if track is not None:
-            report[side][step.name] = yielded(track, step.name, step.level, calls[side], seconds)
+            note = _limit(job, step)
+            report[side][step.name] = yielded(track, step.name, step.level, calls[side], seconds, note)
+
+
+def _limit(job: Job, step: Step) -> str:
+    """What is to be known of an attack that did not look at every image."""
+    limited = step.images and int(job.ledger.engine.clean.robust.sum()) > step.images
+    return f"on the first {step.images} images that are right when clean, those already broken left out" if limited else ""
 
 
 def pieces(job: Job, steps: list[Step]) -> Iterator[tuple[Step, dict[str, NDArray[Any]]]]:

@@ -30,8 +30,8 @@ def _pair(source: Flags, engine: Flags) -> Pair:
     return Pair(int((source & ~engine).sum()), int((engine & ~source).sum()))
 
 
-def yielded(track: Track, name: str, level: Level, calls: int, seconds: float) -> AttackResult:
-    """What one attack did to one side, after those before it."""
+def yielded(track: Track, name: str, level: Level, calls: int, seconds: float, note: str = "") -> AttackResult:
+    """What one attack did to one side, after those before it; images it was not tried on stand as they did."""
     n, left = len(track.clean.margin), int(track.robust().sum())
     low, high = wilson(left, n)
     tried = track.tried(name)
@@ -44,6 +44,7 @@ def yielded(track: Track, name: str, level: Level, calls: int, seconds: float) -
         seconds=seconds,
         images=int(tried.sum()),
         broken=int((tried & track.clean.robust & ~track.attacks[name].robust).sum()),
+        note=note,
     )
 
 

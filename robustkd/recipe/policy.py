@@ -39,6 +39,18 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     )
     rays_queries: int = Field(0, ge=0, description="queries of RayS, which reads labels alone; 0 leaves it out")
     rays_always: bool = Field(False, description="run RayS on every engine, not only on those that return labels")
+    hopskipjump_queries: int = Field(
+        0,
+        ge=0,
+        description="queries of HopSkipJump, which reads labels alone, for L2 where engines return labels; 0 leaves it out",
+    )
+    hopskipjump_always: bool = Field(False, description="run HopSkipJump on every engine and in both norms")
+    decision_images: int = Field(
+        0,
+        ge=0,
+        description="RayS and HopSkipJump look at the first so many images that are right when clean; 0: at all, as always "
+        "where the engine returns labels alone",
+    )
     uint8: Literal["none", "post", "native"] = Field(
         "post", description="also judge 8-bit images: those of the other attacks rounded, or native attacks on the grid too"
     )

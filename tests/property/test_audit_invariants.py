@@ -60,6 +60,7 @@ COVERED = {
         "unit/test_audit_shards.py::test_white_box_attacks_of_a_whole_batch_too",
         "unit/test_square_ties.py::test_batch_order_and_company_change_nothing",
         "unit/test_rays.py::test_images_are_searched_each_for_itself",
+        "unit/test_hopskipjump.py::test_images_are_searched_each_for_itself",
         "property/test_audit_invariants.py::test_batch_size_and_order_change_no_flag",
     ],
     "10 killed and resumed; another identity is refused": [
@@ -172,7 +173,8 @@ def test_what_comes_back_is_no_better_for_the_defender(net, seed, name):
 #: attacks whose randomness is that of each image
 ALONE = Policy(
     name="alone", noise_draws=0, pgd_steps=0, apgd_steps=0, targets=0, square_queries=0, square_ties_queries=25,
-    rays_queries=25, rays_always=True, uint8="post", ladder_images=0, scale_images=0, memory_images=0,
+    rays_queries=25, rays_always=True, hopskipjump_queries=60, hopskipjump_always=True, uint8="post",
+    ladder_images=0, scale_images=0, memory_images=0,
 )  # fmt: skip
 
 
@@ -213,7 +215,7 @@ def test_no_attack_breaks_a_linear_model_within_its_radius(seed, classes):
             assert (net(adv).argmax(1) == y).all(), name
 
 
-@pytest.mark.parametrize("name", ["square", "square-ties", "rays"])
+@pytest.mark.parametrize("name", ["square", "square-ties", "rays", "hopskipjump"])
 @pytest.mark.parametrize("budget", [1, 5, 30])
 def test_a_budget_is_never_exceeded(name, budget):
     """Besides its queries: one look each of the guard before and after, the clean image, and the first square."""
@@ -221,7 +223,7 @@ def test_a_budget_is_never_exceeded(name, budget):
     for i in range(6):  # alone, so that no image spends the queries of another
         attack = Shelf("attacks").get(name)(queries=budget)
         found = attack.perturb(Quadrants(), x[i : i + 1], y[i : i + 1], ThreatModel(eps=0.02), seed=0)
-        assert found.forwards <= budget + (2 if name == "rays" else 4)
+        assert found.forwards <= budget + (2 if name in ("rays", "hopskipjump") else 4)
 
 
 def test_a_fixed_batch_gives_the_flags_of_a_free_one(tmp_path):

@@ -207,7 +207,7 @@ def test_policies_say_what_they_are():
     assert (standard.apgd_steps, standard.targets, standard.fab, standard.square_queries) == (100, 9, True, 5000)
     assert quick.apgd_steps < standard.apgd_steps < full.apgd_steps and full.restarts > 1
     assert min(standard.ladder_images, standard.effort_images, standard.scale_images, standard.memory_images) == 64
-    last = ["square", "uint8-post", "apgd-grid"]
+    last = ["square", "rays", "uint8-post", "apgd-grid"]
     names = [step.name for step in plan(standard, twin=True, source=True)]
     assert names == ["noise", "pgd", "apgd-ce", "apgd-t", "replay:apgd-ce", "replay:apgd-t", "replay:fab-t", *last]
     alone = [step.name for step in plan(standard, twin=True, source=False)]
