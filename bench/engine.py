@@ -1,8 +1,9 @@
 """engine: a student through torch eager, torch.compile, ONNX Runtime and TensorRT, in turns; eager is the reference.
 
 Case: engine/student/runtime/batch. `ours` and `reference` are median seconds of one batch, from images in memory to logits
-in memory; percentiles are in milliseconds, and left out where there are too few samples for them. Weights and
-calibration images are random: speed does not depend on them, what the engines answer is not looked at here.
+in memory; `cpu_ms` and `cpu_ratio` are CPU time of the process, which suffers little from other work on the machine;
+percentiles are in milliseconds, and left out where there are too few samples for them. Weights and calibration images
+are random: speed does not depend on them, what the engines answer is not looked at here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,14 @@ LEAST = {50: 1, 95: 20, 99: 100}
 WARM = 2
 EAGER, COMPILED = "torch-eager", "torch-compile"
 TENSORRT = ("datacenter-fp16", "rtx-fp16", "rtx-int8")
+
+
+class Taken(NamedTuple):
+    """Seconds of one batch: on the wall, and of the process's CPU time, all threads together."""
+
+    wall: float
+    cpu: float
+
 
 Made = dict[str, Engine | str]
 """An engine by name, or why there is none."""
@@ -139,8 +148,8 @@ def _tensorrt(fp32: Path, folder: Path, name: str) -> Engine:
     return open_engine(place / "model.engine", trust=True)
 
 
-def turns(engines: dict[str, Engine], batch: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each engine on one batch, one after another in every round, each after a run that is not counted.
+def turns(engines: dict[str, Engine], batch: int, rounds: int) -> dict[str, list[Taken]]:
+    """What each engine takes for one batch, one after another in every round, each after a run that is not counted.
 
     Threads of the engine before spin for a while on the cores that the next one is to have.
     """
@@ -148,20 +157,20 @@ def turns(engines: dict[str, Engine], batch: int, rounds: int) -> dict[str, list
     for engine in engines.values():
         for _ in range(WARM):
             engine.logits(images)
-    times: dict[str, list[float]] = {name: [] for name in engines}
+    times: dict[str, list[Taken]] = {name: [] for name in engines}
     for _ in range(rounds):
         for name, engine in engines.items():
             engine.logits(images)
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), time.process_time()
             engine.logits(images)
-            times[name].append(time.perf_counter() - began)
+            times[name].append(Taken(time.perf_counter() - began, time.process_time() - spent))
     return times
 
 
-def _rows(case: str, engines: dict[str, Engine], batch: int, times: dict[str, list[float]]) -> Iterator[Row]:
-    eager = np.asarray(times[EAGER])
+def _rows(case: str, engines: dict[str, Engine], batch: int, times: dict[str, list[Taken]]) -> Iterator[Row]:
+    eager, eager_cpu = np.asarray(times[EAGER]).T
     for name, engine in engines.items():
-        taken = np.asarray(times[name])
+        taken, cpu = np.asarray(times[name]).T
         ratios = eager / taken
         yield {
             "case": f"{case}/{name}/b{batch}",
@@ -173,6 +182,8 @@ def _rows(case: str, engines: dict[str, Engine], batch: int, times: dict[str, li
             "ratio_range": [float(ratios.min()), float(ratios.max())],
             "ours_range": [float(taken.min()), float(taken.max())],
             "reference_range": [float(eager.min()), float(eager.max())],
+            "cpu_ms": {"median": 1000 * float(np.median(cpu)), "least": 1000 * float(cpu.min())},
+            "cpu_ratio": float(np.median(eager_cpu) / np.median(cpu)),
             "latency_ms": {f"p{p}": _percentile(taken, p) for p in LEAST},
             "images_per_s": float(batch * len(taken) / taken.sum()),
             "batch": batch,

@@ -187,6 +187,7 @@ def test_engines_take_turns_and_percentiles_need_samples(tmp_path):
     row = rows["engine/mini/onnxruntime-int8/b2"]
     assert row["latency_ms"]["p95"] >= row["latency_ms"]["p50"] > 0 and row["latency_ms"]["p99"] is None
     assert row["engine"]["precision"] == "int8" and row["images_per_s"] > 0
+    assert row["cpu_ms"]["median"] >= row["cpu_ms"]["least"] > 0 and row["cpu_ratio"] > 0
 
 
 def test_what_cannot_be_had_here_is_left_out_with_its_reason(monkeypatch, tmp_path, capsys):
