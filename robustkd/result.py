@@ -129,8 +129,9 @@ class Check(Value):
 class Corruption(Value):
     """Accuracies under one common corruption, at strengths 1 to 5; reported, never gated."""
 
-    engine: tuple[float, ...]
+    engine: tuple[float, ...] = ()
     source: tuple[float, ...] | None = None
+    left_out: str = Field("", description="why there are none")
 
 
 class EpsCurve(Value):

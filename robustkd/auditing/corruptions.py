@@ -1,13 +1,16 @@
 """Common corruptions, reported and never gated: what happens to images without an adversary.
 
-Our own analytic set in the spirit of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
-Corruptions and Perturbations", ICLR 2019; its figures are not those of CIFAR-10-C. Needs no torch.
+Our own set in the spirit of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", ICLR 2019; its figures are not those of CIFAR-10-C, though JPEG has the qualities of its code. Needs no
+torch; JPEG needs Pillow.
 """
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -15,7 +18,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from robustkd.auditing.sides import Side
+from robustkd.catalog import needed
 from robustkd.engines._base import Images
+from robustkd.errors import RequirementError
 from robustkd.result import Corruption
 
 Corrupt = Callable[[Images, float, list[Generator]], NDArray[np.floating]]
@@ -60,7 +65,25 @@ def _pixelate(x: Images, share: float, rngs: list[Generator]) -> NDArray[np.floa
     return x
 
 
-#: what is done, and its parameter at each strength: standard deviation, photons, pixels, level, factor, share
+def _jpeg(x: Images, quality: float, rngs: list[Generator]) -> NDArray[np.floating]:
+    """Written as JPEG and read back; Pillow chooses the sampling of colours, as it does for CIFAR-10-C."""
+    pictures = _pillow()
+    read = []
+    for image in np.round(np.clip(x, 0, 1) * 255).astype(np.uint8):
+        grey, file = len(image) == 1, io.BytesIO()
+        picture = pictures.fromarray(image[0] if grey else np.ascontiguousarray(image.transpose(1, 2, 0)))
+        picture.save(file, "JPEG", quality=int(quality))
+        pixels = np.asarray(pictures.open(file), np.uint8)
+        read.append(pixels[None] if grey else pixels.transpose(2, 0, 1))
+    back: NDArray[np.floating] = np.stack(read) / np.float32(255)
+    return back
+
+
+def _pillow() -> Any:
+    return needed("PIL.Image", "JPEG is written by Pillow", fix="pip install 'robustkd[train]'")
+
+
+#: what is done, and its parameter at each strength: standard deviation, photons, pixels, level, factor, share, quality
 KINDS: dict[str, tuple[Corrupt, tuple[float, ...]]] = {
     "gaussian-noise": (_noise, (0.02, 0.04, 0.06, 0.08, 0.10)),
     "shot-noise": (_shot, (500, 250, 120, 80, 50)),
@@ -68,7 +91,21 @@ KINDS: dict[str, tuple[Corrupt, tuple[float, ...]]] = {
     "brightness": (_brightness, (0.05, 0.10, 0.15, 0.20, 0.30)),
     "contrast": (_contrast, (0.75, 0.60, 0.45, 0.30, 0.15)),
     "pixelate": (_pixelate, (0.9, 0.75, 0.6, 0.5, 0.4)),
+    "jpeg": (_jpeg, (80, 65, 58, 50, 40)),
 }
+
+
+def obstacle(kind: str, channels: int) -> str:
+    """Why a corruption is left out here; empty where it is not."""
+    if kind != "jpeg":
+        return ""
+    if channels not in (1, 3):
+        return f"JPEG knows images of 1 or 3 channels, these have {channels}"
+    try:
+        _pillow()
+    except RequirementError as error:
+        return f"{error.what}: {error.fix}"
+    return ""
 
 
 def corrupted(x: Images, kind: str, strength: int, seed: int) -> Images:
@@ -81,9 +118,12 @@ def corrupted(x: Images, kind: str, strength: int, seed: int) -> Images:
 
 
 def corruptions(engine: Side, source: Side | None, x: Images, y: NDArray[np.int64], seed: int) -> dict[str, Corruption]:
-    """The accuracy on either side under every corruption, at strengths 1 to 5."""
+    """The accuracy on either side under every corruption, at strengths 1 to 5, or why one is left out."""
     found = {}
     for kind in KINDS:
+        if why := obstacle(kind, x.shape[1]):
+            found[kind] = Corruption(left_out=why)
+            continue
         sides: tuple[list[float], list[float]] = ([], [])
         for strength in range(1, STRENGTHS + 1):
             images = corrupted(x, kind, strength, seed)

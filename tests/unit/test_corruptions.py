@@ -1,12 +1,16 @@
 """Common corruptions: stronger is further away, every image has its own stream, and nothing is gated."""
 
+import io
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from robustkd import reporting
-from robustkd.auditing.corruptions import KINDS, STRENGTHS, corrupted
+from robustkd.auditing.corruptions import KINDS, STRENGTHS, corrupted, corruptions
+from robustkd.auditing.sides import Side
 from robustkd.recipe.policy import read_policy
 from robustkd.reporting.inputs import ReportInput
 from robustkd.result import AuditResult, Corruption
@@ -44,6 +48,34 @@ def test_known_values():
     ramp = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4) / 16
     halves = corrupted(ramp, "pixelate", 4, 0)[0, 0]
     assert halves[0, 0] == pytest.approx(ramp[0, 0, :2, :2].mean()) and halves[0, 0] == halves[1, 1] != halves[2, 2]
+
+
+def test_jpeg_is_what_pillow_writes_at_the_qualities_of_cifar_10_c():
+    image = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    floats = (image.transpose(2, 0, 1)[None] / 255).astype(np.float32)
+    for strength, quality in enumerate((80, 65, 58, 50, 40), 1):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        read = np.asarray(Image.open(file)).transpose(2, 0, 1)
+        assert np.array_equal(np.round(corrupted(floats, "jpeg", strength, 0)[0] * 255), read)
+    grey = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8)
+    assert np.abs(corrupted(grey, "jpeg", 1, 0) - grey).max() < 0.1
+    assert np.array_equal(corrupted(grey, "jpeg", 3, 0), corrupted(grey, "jpeg", 3, 9))
+
+
+@pytest.mark.parametrize(
+    ("channels", "pillow", "says"), [(2, True, "these have 2"), (4, True, "these have 4"), (3, False, "robustkd[train]")]
+)
+def test_jpeg_is_left_out_with_its_reason(channels, pillow, says, monkeypatch):
+    if not pillow:
+        monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    side = Side(lambda x: np.eye(4, dtype=np.float32)[: len(x)], 4)
+    x, y = np.full((4, channels, 8, 8), 0.5, np.float32), np.arange(4)
+    found = corruptions(side, None, x, y, 0)
+    assert set(found) == set(KINDS) and found["jpeg"].engine == () and says in found["jpeg"].left_out
+    assert all(c.engine == (1.0,) * STRENGTHS and not c.left_out for name, c in found.items() if name != "jpeg")
+    page = reporting.render([ReportInput(result().model_copy(update={"corruptions": found}))])
+    assert "left out: JPEG" in page
 
 
 def test_they_are_in_the_result_and_change_nothing_else():
