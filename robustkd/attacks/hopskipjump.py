@@ -2,9 +2,9 @@
 
 Chen, Jordan and Wainwright, "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", IEEE S&P 2020, algorithm 2
 with the geometric progression of the step: bisect to the boundary, estimate its normal from the decisions on random
-probes (their mean subtracted, equation 16), step along it, and bisect again. Schedules are those of the authors' code.
+probes (their mean subtracted), step along it, and bisect again. Schedules are those of the authors' code.
 
-Departures: the probes stay above the resolution of float32 (`FINEST`); every other starting draw is coarse noise, as
+Departures: no probe is shorter than one level of 8 bit per value (`FINEST`); every other starting draw is coarse noise, as
 fine noise is one and the same class to many networks; the randomness of an image is that of the seed and of the image
 alone; an image leaves as soon as a point inside its ball was seen to cross, and the nearest point ever seen is returned;
 a decision without a strictly positive margin, or without a finite answer, counts as crossed.
@@ -44,9 +44,11 @@ BLEND = 1e-3
 CAP = 10_000
 #: length of the first probes
 FIRST = 0.1
-#: root mean square per value below which no probe goes, and bisections stop a thousandth of it earlier: closer to the
-#: boundary the rounding of float32 decides, or the levels of an engine of 8 bit
-FINEST = 1e-4
+#: least root mean square of a probe, per value: one level of 8 bit. Below it a quantised engine answers by its levels,
+#: and its normal cannot be seen; the schedule's own lengths reach down to the rounding of float32
+FINEST = 1 / 255
+#: width below which no bisection goes: the resolution of float32
+NARROW = 1e-7
 #: halvings of a step before the walk stays where it is
 HALVINGS = 25
 #: images in one call of the model, and values in a quarter of it
@@ -122,10 +124,10 @@ class _Walk:
 
     def approach(self, rows: Rows, far: Pixels) -> tuple[Pixels, Reals]:
         """Bisect from crossed points to the boundary; the points there, and the distances of those it began with."""
-        reach, d, least = self._distance(rows, far), self._d, FINEST / 1000
+        reach, d = self._distance(rows, far), self._d
         if self._box:
-            return self._bisect(rows, far, reach, np.maximum(np.minimum(reach, 1.0) / d**2, least), box=True), reach
-        width = np.full(len(rows), max(d**-1.5, least))
+            return self._bisect(rows, far, reach, np.maximum(np.minimum(reach, 1.0) / d**2, NARROW), box=True), reach
+        width = np.full(len(rows), max(d**-1.5, NARROW))
         return self._bisect(rows, far, np.ones(len(rows)), width, box=False), reach
 
     def normal(self, rows: Rows, at: Pixels, reach: Reals | None, probes: Rows) -> Pixels:
