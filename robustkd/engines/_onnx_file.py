@@ -62,3 +62,11 @@ def precision_of(model: Any) -> str:
     if any(node.op_type in _QUANTIZED for node in model.graph.node):
         return "int8-fp16" if half else "int8"
     return "fp16" if half else "fp32"
+
+
+def has_half_scales(model: Any) -> bool:
+    """Whether a scale of int8 is held in fp16."""
+    import onnx
+
+    half = {weight.name for weight in model.graph.initializer if weight.data_type == onnx.TensorProto.FLOAT16}
+    return any(node.op_type in _QUANTIZED and any(name in half for name in node.input[1:2]) for node in model.graph.node)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -15,11 +16,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from robustkd.engines._base import EngineInfo, Images, Logits, check_images
-from robustkd.engines._onnx_file import PREFIX, damaged, metadata_of, precision_of, read_model
+from robustkd.engines._onnx_file import PREFIX, damaged, has_half_scales, metadata_of, precision_of, read_model
 from robustkd.errors import ArtifactError, NumericsError, RequirementError
 
 _CHUNK = 256
 _LARGEST = 1 << 28  # values of one batch, 1 GiB: beyond it the header is damaged
+#: makes int32 of the biases beside int8, with scales that it multiplies in the type they have: in fp16 most of those products
+#: have lost their digits or are 0, and biases come out wrong or infinite (seen in ONNX Runtime 1.31)
+_WRONG_IN_HALF = "WeightBiasQuantization"
 _QUIET = 4  # only fatal messages: every error also arrives as an exception
 
 
@@ -48,11 +52,12 @@ class OrtEngine:
         model = read_model(path)
         self.metadata: dict[str, str] = metadata_of(model)
         precision, beyond = precision_of(model), _beyond(model)
+        left_out = (_WRONG_IN_HALF,) if optimize and has_half_scales(model) else ()
         del model
         runtime = _runtime()
         self._path, self._errors = path, _errors()
         try:
-            self._session: Any = open_session(str(path), threads=threads, optimize=optimize)
+            self._session: Any = open_session(str(path), threads=threads, optimize=optimize, left_out=left_out)
         except self._errors as error:
             raise damaged(path, beyond or _first_line(error)) from error
         self._input, self._output, self._batch, shape = self._signature()
@@ -68,6 +73,7 @@ class OrtEngine:
                 "provider": self._session.get_providers()[0],
                 "threads": threads,
                 "graph_optimization": "all" if optimize else "none",
+                **({"disabled_optimizers": list(left_out)} if left_out else {}),
             },
         )
         self._chunk = self._batch or min(_CHUNK, self.info.max_batch or _CHUNK)
@@ -147,8 +153,8 @@ class OrtEngine:
         return None
 
 
-def open_session(model: str | bytes, *, threads: int | None = None, optimize: bool = True) -> Any:
-    """An ONNX Runtime session of a file, or of a model's bytes, on the CPU.
+def open_session(model: str | bytes, *, threads: int | None = None, optimize: bool = True, left_out: Sequence[str] = ()) -> Any:
+    """An ONNX Runtime session of a file, or of a model's bytes, on the CPU; `left_out` are passes of its optimiser by name.
 
     Raises:
         RequirementError: ONNX Runtime is missing.
@@ -156,7 +162,8 @@ def open_session(model: str | bytes, *, threads: int | None = None, optimize: bo
     runtime = _runtime()
     options = _options(runtime, threads or _threads(), optimize)
     # without its fallback, which prints to stdout and then tries the same provider once more
-    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    more = {"disabled_optimizers": [*left_out]} if left_out else {}
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0, **more)
 
 
 def _runtime() -> Any:
