@@ -63,7 +63,7 @@ def quantize(
         raise RequirementError(
             "int8 needs the quantizer of ONNX Runtime", where=str(error), fix="pip install 'onnxruntime>=1.20'"
         ) from error
-    every = {**_absorbed(copy, ranges), **ranges}
+    every = full_ranges(copy, ranges)
     told = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in every.items()}
     kept = {*keep, *(_classifier(copy) if profile == "trt" else ())}
     with _quiet():
@@ -110,6 +110,11 @@ def tensors(model: Any, profile: Int8Profile) -> list[str]:
     touched = [name for node in wanted for name in (*node.input, *(node.output if profile == "ort-cpu" else ()))]
     absorbed = _absorbed(model, dict.fromkeys(touched, (0.0, 0.0)))
     return [name for name in dict.fromkeys(touched) if name and name not in fixed and name not in absorbed]
+
+
+def full_ranges(model: Any, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """The ranges measured, and those that follow from them: of tensors that only an activation reads."""
+    return {**_absorbed(model, ranges), **ranges}
 
 
 def _absorbed(model: Any, ranges: Mapping[str, Range]) -> dict[str, Range]:

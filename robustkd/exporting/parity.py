@@ -6,8 +6,13 @@ little for another function. The range counts as it is, also below 1, so that a 
 logits hardly vary, is held as tightly as a trained one; it counts as at least a hundredth of the largest logit,
 below which float32 rounding alone would fail.
 
-A lower precision moves logits by more than rounding, so its gate is wider, and a share of the classes must stay. What
-correct files were seen to need: fp16 up to 7e-4 of the range, int8 up to 4e-2 of it with 96 % of the classes.
+A lower precision moves logits by more than rounding, so its gate is wider; the mean difference is bounded too, a share of
+the classes must stay, and none may change where the reference leads clearly. What correct int8 files of six trained
+networks (ResNet-18, ResNet-20, MobileNetV2; both profiles, calibrated on 32 to 512 images, 1,024 test images) were seen
+to need, as a share of the range: 0.10 at most, 0.0056 in the mean, a lead of 0.035 where a class changed; 96 % of the
+classes stayed. The mean is what tells: a scale that is twice too large somewhere left the largest difference as it was
+and the mean two to fifteen times as large. fp16: 0.0007 at most. What is too small for logits to show, such as a single
+output channel that is zero, is found number by number (`held`).
 """
 
 from __future__ import annotations
@@ -27,13 +32,23 @@ _LEAST = 0.01
 
 
 class Gate(NamedTuple):
-    """What a step may change: the largest difference of a logit as a share of their range, and the share of equal classes."""
+    """What a step may change.
+
+    Attributes:
+        relative: the largest difference of a logit, as a share of the range of the logits.
+        agreement: the least share of images with the same class.
+        mean: the mean difference, as a share of the range.
+        margin: no class may change where the reference leads by more than this share of the range.
+    """
 
     relative: float = RELATIVE
     agreement: float = 0.0
+    mean: float = RELATIVE
+    margin: float = 2 * RELATIVE
 
 
-GATES = {"fp32": Gate(), "fp16": Gate(0.01, 0.99), "int8": Gate(0.15, 0.9), "int8-fp16": Gate(0.15, 0.9)}
+_INT8 = Gate(0.15, 0.92, 0.012, 0.1)
+GATES = {"fp32": Gate(), "fp16": Gate(0.01, 0.99, 0.002, 0.02), "int8": _INT8, "int8-fp16": _INT8}
 """By the precision that a step leads to. In fp32 no class may flip beyond the tolerance, which says more than a share."""
 
 
@@ -49,9 +64,11 @@ class Parity(BaseModel, frozen=True, extra="forbid"):
     logit_range: float | None = Field(description="largest minus smallest logit of the reference")
     agreement: float = Field(description="share of images with the same class, 0 to 1")
     flips: int = Field(description="images whose class differs")
-    flips_outside_margin: int = Field(description="flips where the reference leads by more than twice the tolerance")
+    flips_outside_margin: int = Field(description="flips where the reference leads by more than the margin")
     relative: float = Field(RELATIVE, description="the tolerance as a share of the logit range")
     tolerance: float | None = Field(description="largest difference allowed")
+    mean_tolerance: float | None = Field(None, description="largest mean difference allowed")
+    margin: float | None = Field(None, description="lead of the reference beyond which no class may change")
     min_agreement: float = Field(0.0, description="the least agreement allowed")
     would_pass_at: float | None = Field(description="the smallest relative tolerance that would have passed, if any")
     ok: bool
@@ -62,8 +79,7 @@ def compare(
     candidate: Engine,
     images: Images,
     *,
-    relative: float = RELATIVE,
-    agreement: float = 0.0,
+    gate: Gate | None = None,
     batches: Iterable[int] = (),
     between: tuple[str, str] = ("source", "export"),
 ) -> Parity:
@@ -73,8 +89,7 @@ def compare(
         reference: the source.
         candidate: the file under test.
         images: real images; noise would leave most of a network unused.
-        relative: tolerance as a share of the logit range.
-        agreement: the least share of images with the same class.
+        gate: what may differ; left out, that of fp32.
         batches: further batch sizes at which the candidate must give the same answer on the first images.
         between: what the two are called.
 
@@ -95,7 +110,7 @@ def compare(
     for size in sizes[:-1]:
         again = candidate.logits(images[:size])
         differences[:size] = np.maximum(differences[:size], np.abs(_doubles(again) - _doubles(want[:size])))
-    return _judge(want, got, differences, Gate(relative, agreement), tuple(sizes), between)
+    return _judge(want, got, differences, gate or Gate(), tuple(sizes), between)
 
 
 def _doubles(logits: Logits) -> NDArray[np.float64]:
@@ -113,29 +128,38 @@ def _judge(
     spread = float(want.max()) - float(want.min()) if finite else None
     scale = max(spread, _LEAST * float(np.abs(want).max())) if spread is not None else None
     largest = float(differences.max()) if finite else None
-    tolerance = gate.relative * scale if scale is not None else None
+    tolerance, mean_tolerance, margin = (
+        share * scale if scale is not None else None for share in (gate.relative, gate.mean, gate.margin)
+    )
+    mean = float(differences.mean()) if finite else None
     top = np.sort(want, axis=1)
     lead = top[:, -1] - top[:, -2] if want.shape[1] > 1 else np.full(len(want), np.inf)
-    outside = int((flipped & (lead > 2 * tolerance)).sum()) if tolerance is not None else int(flipped.sum())
+    outside = int((flipped & (lead > margin)).sum()) if margin is not None else int(flipped.sum())
     agreement = 1 - float(flipped.mean())
-    near = largest is not None and tolerance is not None and largest <= tolerance and not outside
+    near = _within(largest, tolerance) and _within(mean, mean_tolerance) and not outside
     return Parity(
         between=between,
         n=len(want),
         batches=sizes,
         finite=finite,
         max_abs=largest,
-        mean_abs=float(differences.mean()) if finite else None,
+        mean_abs=mean,
         logit_range=spread,
         agreement=agreement,
         flips=int(flipped.sum()),
         flips_outside_margin=outside,
         relative=gate.relative,
         tolerance=tolerance,
+        mean_tolerance=mean_tolerance,
+        margin=margin,
         min_agreement=gate.agreement,
         would_pass_at=largest / scale if largest is not None and scale else None,
         ok=near and agreement >= gate.agreement,
     )
+
+
+def _within(found: float | None, allowed: float | None) -> bool:
+    return found is not None and allowed is not None and found <= allowed
 
 
 _MEND = "check the preprocessing inside the network, then try another opset or torch version"
@@ -160,6 +184,7 @@ def check(parity: Parity, *, where: str = "") -> Parity:
     raise NumericsError(
         f"parity broken between {' and '.join(parity.between)} on {parity.n} images: "
         f"largest logit difference {parity.max_abs:.3g}, allowed {parity.tolerance:.3g}; "
+        f"mean {parity.mean_abs:.3g}, allowed {parity.mean_tolerance:.3g}; "
         f"{parity.flips} classes differ, {parity.flips_outside_margin} outside the margin; "
         f"same class on {parity.agreement:.1%}, wanted {parity.min_agreement:.1%}; would pass {passing}",
         where=where,

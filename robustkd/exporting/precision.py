@@ -8,7 +8,8 @@ from robustkd.engines._onnx_file import PREFIX
 from robustkd.exporting.calibration import Calibrated
 from robustkd.exporting.graphs import find_nodes, inferred, weights
 from robustkd.exporting.half import to_half
-from robustkd.exporting.int8 import layers, quantize, tensors
+from robustkd.exporting.held import hold
+from robustkd.exporting.int8 import full_ranges, layers, quantize, tensors
 from robustkd.exporting.qdq_rules import check
 from robustkd.exporting.ranges import Range, measure
 from robustkd.exporting.sensitivity import SHOWN, sensitivity
@@ -20,7 +21,7 @@ class Lowered(NamedTuple):
 
     Attributes:
         model: the ModelProto.
-        facts: for the manifest: what was quantized, what was kept, the most sensitive layers.
+        facts: for the manifest: what was quantized, what was kept, the most sensitive layers, what was held against fp32.
         table: for calibration.json; None where nothing was calibrated.
     """
 
@@ -40,7 +41,7 @@ def lower(model: Any, target: Target, calibrated: Calibrated | None = None) -> L
     Raises:
         ConfigError: a node to keep is not in the graph.
         ArtifactError: the calibration images do not fit, or the quantized graph breaks a rule of its profile.
-        NumericsError: a weight or a value has no place in the precision.
+        NumericsError: a weight or a value has no place in the precision, or is not what rounding makes of it.
     """
     import onnx
 
@@ -49,26 +50,27 @@ def lower(model: Any, target: Target, calibrated: Calibrated | None = None) -> L
     source = inferred(copy)
     keep = find_nodes(source, target.keep_fp32)
     facts: dict[str, Any] = {"kept": list(keep)}
-    made, table = source, None
+    made, table, ranges = source, None, None
     if target.quantized:
         if calibrated is None:
             raise ValueError("int8 needs calibration images")
-        made, told, table = _int8(source, target, calibrated, keep)
+        ranges = measure(source, calibrated.images, target.calibration, tensors(source, target.int8_profile))
+        made, told, table = _int8(source, target, calibrated, keep, ranges)
         facts |= told
     if target.precision in ("fp16", "int8-fp16"):
         made = to_half(made, keep)
         if target.quantized:
             check(made, target.int8_profile)
+    facts["held"] = hold(source, made, None if ranges is None else full_ranges(source, ranges)).model_dump()
     _state(made, target)
     onnx.checker.check_model(made, full_check=True)
     return Lowered(made, facts, table)
 
 
 def _int8(
-    source: Any, target: Target, calibrated: Calibrated, keep: tuple[str, ...]
+    source: Any, target: Target, calibrated: Calibrated, keep: tuple[str, ...], ranges: dict[str, Range]
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     profile = target.int8_profile
-    ranges = measure(source, calibrated.images, target.calibration, tensors(source, profile))
     made = quantize(source, ranges, profile, keep=keep)
     check(made, profile)
     found = sensitivity(source, ranges, profile, calibrated.images, keep)
@@ -82,7 +84,7 @@ def _int8(
         "schema": "robustkd.calibration/1",
         "profile": profile,
         **calibrated.record,
-        "tensors": _tensors(made, ranges),
+        "tensors": _tensors(made, full_ranges(source, ranges)),
         "sensitivity": [layer.model_dump() for layer in found],
     }
     return made, facts, table
@@ -97,7 +99,7 @@ def _tensors(model: Any, ranges: dict[str, Range]) -> dict[str, Any]:
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] not in fixed:
             scale, zero = (onnx.numpy_helper.to_array(fixed[name]) for name in node.input[1:3])
-            low, high = ranges.get(node.input[0], (None, None))
+            low, high = ranges[node.input[0]]
             found[node.input[0]] = {"low": low, "high": high, "scale": float(scale), "zero_point": int(zero)}
     return found
 

@@ -109,6 +109,8 @@ def _graph(
     gate = GATES[target.precision]
     if target.min_agreement is not None:
         gate = gate._replace(agreement=target.min_agreement)
+    if target.max_mean_difference is not None:
+        gate = gate._replace(mean=target.max_mean_difference)
     with OrtEngine(full) as reference:
         pair = ("fp32", target.precision)
         gates["-".join(pair)] = _held(reference, file, gate, images, sizes, pair)
@@ -135,9 +137,7 @@ def _held(
     between: tuple[str, str],
 ) -> dict[str, Any]:
     with OrtEngine(file) as candidate:
-        found: Parity = compare(
-            reference, candidate, images, relative=gate.relative, agreement=gate.agreement, batches=batches, between=between
-        )
+        found: Parity = compare(reference, candidate, images, gate=gate, batches=batches, between=between)
     return check(found, where=file.name).model_dump(mode="json")
 
 
@@ -152,7 +152,7 @@ def _imported(file: Path, target: Target, images: Images) -> dict[str, Any]:
         return {"skipped": error.what}
     with twin, OrtEngine(file, optimize=False) as runtime:  # as written: its fusions round elsewhere
         pair = ("runtime", "importer")
-        found = compare(runtime, twin, images, relative=gate.relative, agreement=gate.agreement, between=pair)
+        found = compare(runtime, twin, images, gate=gate, between=pair)
     return check(found, where=file.name).model_dump(mode="json")
 
 

@@ -70,6 +70,9 @@ class Target(BaseModel, frozen=True, extra="forbid"):
     min_agreement: float | None = Field(
         None, ge=0, le=1, description="share of images with the same class as in fp32; left out, by precision"
     )
+    max_mean_difference: float | None = Field(
+        None, ge=0, description="mean difference of a logit to fp32, as a share of their range; left out, by precision"
+    )
     opset: int = Field(20, ge=18, le=24, description="20 is the highest that TensorRT 10.3 is believed to take")
     batch: Batch | None = Field(None, description="MIN:OPT:MAX, checked and promised; its MAX replaces max_batch")
     max_batch: int = Field(1024, ge=1, description="largest batch the graph accepts; 1 fixes it")

@@ -19,7 +19,12 @@ from robustkd.engines.pytorch import PytorchEngine
 from robustkd.errors import ArtifactError, ConfigError, NumericsError
 from robustkd.exporting import run as exporting
 from robustkd.exporting.calibration import calibration_images
-from robustkd.exporting.parity import GATES, check, compare
+from robustkd.exporting.graphs import inferred
+from robustkd.exporting.half import to_half
+from robustkd.exporting.held import hold
+from robustkd.exporting.int8 import full_ranges, quantize, tensors
+from robustkd.exporting.parity import GATES, Gate, check, compare
+from robustkd.exporting.ranges import measure
 from robustkd.exporting.verb import export, parity_images
 from robustkd.recipe.target import Calibration, Target
 from tests.checkpoints import write_checkpoint
@@ -67,19 +72,26 @@ class TestBundles:
         assert extra["gates"]["runtime-importer"]["ok"]
         last = extra["gates"][f"fp32-{precision}"]
         assert extra["parity"] == last and last["ok"]
-        assert (last["relative"], last["min_agreement"]) == tuple(GATES[precision])
+        gate, size = GATES[precision], last["tolerance"] / last["relative"]
+        assert (last["relative"], last["min_agreement"]) == (gate.relative, gate.agreement)
+        assert (last["mean_tolerance"], last["margin"]) == pytest.approx((gate.mean * size, gate.margin * size))
+        assert last["mean_abs"] < last["mean_tolerance"] < last["tolerance"]
         assert 0 < last["max_abs"] <= last["tolerance"]
         assert last["batches"] == ([1, 4, 8, 256] if name == "cpu" else [1, 7, 256])
         assert json.loads((built[name].path / "parity.json").read_text())["gates"] == extra["gates"]
 
     def test_calibration_is_recorded(self, built: dict[str, Bundle]) -> None:
-        assert "calibration" not in _extra(built["half"]) and _extra(built["half"])["lowering"] == {"kept": []}
+        lowering = _extra(built["half"])["lowering"]
+        assert "calibration" not in _extra(built["half"]) and set(lowering) == {"kept", "held"}
+        assert lowering["kept"] == [] and 0 < lowering["held"]["largest_error"] < 1
         extra = _extra(built["cpu"])
         told = json.loads((built["cpu"].path / "calibration.json").read_text())
         assert {key: told[key] for key in extra["calibration"]} == extra["calibration"]
         assert (told["n"], told["method"], told["seed"], told["attack"], told["split"]) == (32, "percentile", 0, None, "train")
         assert len(told["index_sha256"]) == 64 and told["profile"] == "ort-cpu"
         assert told["tensors"]["images"] == {"low": 0.0, "high": 1.0, "scale": pytest.approx(1 / 255), "zero_point": 0}
+        assert all(t["low"] < t["high"] for t in told["tensors"].values())
+        assert extra["lowering"]["held"]["scales"] == len(told["tensors"])
         assert len(told["sensitivity"]) == extra["lowering"]["layers"] and len(extra["lowering"]["sensitive"]) == 5
 
     def test_no_leftovers(self, built: dict[str, Bundle]) -> None:
@@ -244,9 +256,7 @@ def test_a_fault_of_the_int8_pass_is_caught(fault: Any, profile: Any, trained: T
     file = tmp_path / "int8.onnx"
     file.write_bytes(made.SerializeToString())
     gate = GATES["int8"]
-    parity = compare(
-        OrtEngine(full), OrtEngine(file), x, relative=gate.relative, agreement=gate.agreement, between=("fp32", "int8")
-    )
+    parity = compare(OrtEngine(full), OrtEngine(file), x, gate=gate, between=("fp32", "int8"))
     if fault is None:
         assert check(parity).ok
         return
@@ -255,11 +265,124 @@ def test_a_fault_of_the_int8_pass_is_caught(fault: Any, profile: Any, trained: T
     assert "--keep-fp32" in caught.value.fix
 
 
+def _weight_of(model: Any, rng: Any) -> tuple[str, str, Any]:
+    """Names of the integers of some weight and of its scale, and the integers."""
+    found = [
+        (node.input[0], node.input[1])
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and "weight" in node.input[0]
+    ]
+    whole, scale = found[rng.integers(len(found))]
+    return whole, scale, array(model, whole).copy()
+
+
+def _one_channel_zero(model: Any, rng: Any) -> None:
+    name, _, values = _weight_of(model, rng)
+    values[rng.integers(len(values))] = 0
+    replace(model, name, values)
+
+
+def _two_channels_swapped(model: Any, rng: Any) -> None:
+    name, _, values = _weight_of(model, rng)
+    one, two = rng.choice(len(values), 2, replace=False)
+    values[[one, two]] = values[[two, one]]
+    replace(model, name, values)
+
+
+def _one_scale_doubled(model: Any, rng: Any) -> None:
+    _, name, _ = _weight_of(model, rng)
+    scales = np.atleast_1d(array(model, name)).copy()
+    scales[rng.integers(len(scales))] *= 2
+    replace(model, name, scales.reshape(array(model, name).shape))
+
+
+def _bias_zero(model: Any, rng: Any) -> None:
+    name = next(t.name for t in model.graph.initializer if "bias" in t.name and t.dims and not t.name.endswith("scale"))
+    replace(model, name, np.zeros_like(array(model, name)))
+
+
+def _activation_scale_doubled(model: Any, rng: Any) -> None:
+    """Of a pair, so that the linter finds nothing: half of the levels are never used."""
+    nodes = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    name = nodes[rng.integers(len(nodes))].input[1]
+    replace(model, name, array(model, name) * np.float32(2))
+
+
+def _activation_gone(model: Any, rng: Any) -> None:
+    """Where the pass leaves the activation to the range, the quantizing; otherwise the activation itself."""
+    kinds = [node for node in model.graph.node if node.op_type == "Relu"]
+    if kinds:
+        kinds[0].op_type = "Identity"
+        return
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    quantizing = next(node for node in model.graph.node if conv.output[0] in node.input)
+    model.graph.node.append(onnx.helper.make_node("Identity", [conv.output[0]], ["past"], "past"))
+    assert quantizing.op_type == "QuantizeLinear"
+
+
+def _other_stride(model: Any, rng: Any) -> None:
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    attribute = next(a for a in conv.attribute if a.name == "pads")
+    attribute.ints[:] = [0, 0, 2, 2]
+
+
+_QUIET = [
+    _one_channel_zero,
+    _two_channels_swapped,
+    _one_scale_doubled,
+    _bias_zero,
+    _activation_scale_doubled,
+    _activation_gone,
+    _other_stride,
+]
+
+
+@pytest.fixture(scope="module", params=["trt", "ort-cpu", "int8-fp16"])
+def pair(request: pytest.FixtureRequest, trained: Trained) -> tuple[Any, Any, Any]:
+    """The fp32 graph, the same in int8, and the ranges that it was made with."""
+    profile = "trt" if request.param == "int8-fp16" else request.param
+    source = inferred(onnx.load(str(trained.file)))
+    ranges = measure(source, trained.images[:64], Calibration(), tensors(source, profile))
+    made = quantize(source, ranges, profile)
+    return source, to_half(made) if request.param == "int8-fp16" else made, full_ranges(source, ranges)
+
+
+class TestHeld:
+    """What logits need not show: each fault in the file is found whatever the weights it falls on."""
+
+    def test_the_right_file_is_within_rounding(self, pair: tuple[Any, Any, Any]) -> None:
+        source, made, ranges = pair
+        found = hold(source, made, ranges)
+        assert found.constants == 5 and found.scales >= 1 and 0.1 < found.largest_error <= 1
+
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("fault", _QUIET)
+    def test_a_fault_is_found(self, fault: Any, seed: int, pair: tuple[Any, Any, Any]) -> None:
+        source, made, ranges = pair
+        mutant = copy.deepcopy(made)
+        fault(mutant, np.random.default_rng(seed))
+        with pytest.raises(NumericsError, match="not the one it was made from") as caught:
+            hold(source, mutant, ranges)
+        assert caught.value.exit_code == 6 and caught.value.where
+
+    def test_fp16_alone(self, trained: Trained) -> None:
+        source = inferred(onnx.load(str(trained.file)))
+        half = to_half(source)
+        found = hold(source, half)
+        assert 0 < found.largest_error < 1 and not found.scales
+        name = next(t.name for t in half.graph.initializer if "linear.weight" in t.name)
+        values = array(half, name).copy()
+        values.flat[3] *= np.float16(1.01)
+        replace(half, name, values)
+        with pytest.raises(NumericsError, match=r"1 of 60 numbers of linear\.weight"):
+            hold(source, half)
+
+
 def test_a_share_of_classes_that_must_stay(checkpoint: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same file passes its usual gate and is stopped by a target that wants more than there can be."""
     images = parity_images(checkpoint, n=32).floats()
     source = exporting.source_engine(checkpoint)
-    flipped = compare(source, source, images, agreement=1.0)
+    flipped = compare(source, source, images, gate=Gate(agreement=1.0))
     assert check(flipped).ok and flipped.min_agreement == 1.0
     worse = flipped.model_copy(update={"agreement": 0.99, "ok": False})
     with pytest.raises(NumericsError, match=r"same class on 99.0%, wanted 100.0%"):

@@ -16,7 +16,7 @@ from robustkd.engines._base import EngineInfo
 from robustkd.engines.ort import OrtEngine
 from robustkd.engines.pytorch import PytorchEngine
 from robustkd.errors import NumericsError
-from robustkd.exporting.parity import Parity, check, compare
+from robustkd.exporting.parity import Gate, Parity, check, compare
 from robustkd.exporting.to_onnx import to_onnx
 
 SHAPE, CLASSES = (3, 32, 32), 10
@@ -85,6 +85,26 @@ class TestFigures:
         parity = judged(want, [[1.0002, 1.0], [0.0, 5.0]])
         assert (parity.flips, parity.flips_outside_margin, parity.agreement) == (2, 1, 0)
 
+    def test_each_bound_of_a_gate_stops_alone(self) -> None:
+        want = np.eye(8) * 10
+        gate = Gate(relative=0.2, agreement=0.8, mean=0.05, margin=0.1)
+        one = want.copy()
+        one[0, 1] += 1.9
+        assert judged(want, one, gate=gate).ok and not judged(want, one + 0.6, gate=gate).ok  # the mean
+        one[0, 1] += 0.2
+        assert not judged(want, one, gate=gate).ok  # the largest
+        close = want.copy()
+        close[:2, 5] = 9.5
+        swapped = close.copy()
+        swapped[0, 5] = 10.1
+        assert judged(close, swapped, gate=gate).ok
+        swapped[1, 5] = 10.1
+        found = judged(close, swapped, gate=gate)
+        assert not found.ok and found.agreement == 0.75 and not found.flips_outside_margin  # the share
+        close[0, 5], swapped[:2, 5] = 8.9, (10.1, 9.5)
+        found = judged(close, swapped, gate=gate)
+        assert not found.ok and found.flips_outside_margin == 1 and found.agreement > 0.8  # the lead
+
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("side", ["source", "export", "both"])
     def test_not_finite_never_passes(self, bad: float, side: str) -> None:
@@ -100,7 +120,7 @@ class TestFigures:
             check(judged([[1.0, 0.0]], [[0.0, 1.0]]), where="model.onnx")
         error = caught.value
         assert error.exit_code == 6 and error.where == "model.onnx" and error.fix
-        assert "largest logit difference 1, allowed 0.0001; 1 classes differ, 1 outside the margin" in error.what
+        assert "largest logit difference 1, allowed 0.0001; mean 1, allowed 0.0001; 1 classes differ, 1 outside" in error.what
 
     def test_another_number_of_classes(self) -> None:
         with pytest.raises(NumericsError, match="shape"):

@@ -17,7 +17,7 @@ from robustkd.engines.ort import OrtEngine
 from robustkd.engines.rtx import RtxEngine
 from robustkd.engines.trt import HERE, Platform, TrtEngine
 from robustkd.errors import NumericsError
-from robustkd.exporting.parity import Parity, compare
+from robustkd.exporting.parity import Gate, Parity, compare
 from robustkd.exporting.trt.builder import BatchRange, build, capabilities_of, check_options
 from robustkd.exporting.trt.machine import Machine
 from robustkd.exporting.trt.refusals import no_graph
@@ -189,7 +189,8 @@ def _noise(engine: OrtEngine) -> Images:
 
 def _held(reference: Engine, engine: Engine, images: Images, precision: str, where: str) -> Parity:
     relative = RELATIVE.get(precision)
-    parity = compare(reference, engine, images, relative=relative or 1.0, batches=(1,))
+    share = relative or 1.0
+    parity = compare(reference, engine, images, gate=Gate(share, mean=share, margin=2 * share), batches=(1,))
     good = parity.ok if relative else parity.finite and parity.agreement >= AGREEMENT
     if not good:
         raise NumericsError(
