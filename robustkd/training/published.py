@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from robustkd.errors import ArtifactError, ConfigError, RequirementError, nearest
+from robustkd.catalog import needed
+from robustkd.errors import ArtifactError, ConfigError, nearest
 from robustkd.models._base import Normalization, Normalized
 from robustkd.models._files import portable
 
@@ -28,7 +29,7 @@ def build_published(source: str, *, channels: int, classes: int) -> tuple[nn.Mod
         classes: of the data; the network keeps the classes it was trained on.
 
     Raises:
-        RequirementError: the library is not installed.
+        RequirementError: the library is not installed, or was made for another torch.
         ConfigError: it has no such network, or one for other channels or classes.
         ArtifactError: the weights cannot be fetched.
     """
@@ -48,10 +49,7 @@ def build_published(source: str, *, channels: int, classes: int) -> tuple[nn.Mod
 
 
 def _torchvision(name: str, source: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise RequirementError("this teacher needs torchvision", where=source, fix="pip install 'robustkd[train]'") from error
+    models = needed("torchvision", f"teacher {source} needs torchvision", fix="pip install 'robustkd[train]'").models
     names = models.list_models(module=models)
     if name not in names:
         raise ConfigError(f"torchvision has no classifier {name}", fix=_like(name, names))
@@ -62,10 +60,7 @@ def _torchvision(name: str, source: str) -> tuple[nn.Module, tuple[float, ...], 
 
 
 def _timm(name: str, source: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    try:
-        import timm
-    except ImportError as error:
-        raise RequirementError("this teacher needs timm", where=source, fix="pip install 'robustkd[timm]'") from error
+    timm = needed("timm", f"teacher {source} needs timm", fix="pip install 'robustkd[timm]'")
     # names with a prefix of their own (hf-hub:, local-dir:) are not in the list
     if ":" not in name and not timm.is_model(name):
         raise ConfigError(f"timm has no network {name}", fix=_like(name, timm.list_models(pretrained=True)))
