@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from itertools import count
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -69,15 +68,14 @@ class HopSkipJump(Attack, frozen=True):
     def _search(self, model: Guard, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
         walk = _Walk(model, x, y, threat, seed, self.queries)
         at, reach = walk.start()
-        for k in count(1):
-            rows = walk.live(np.flatnonzero(np.isfinite(reach)))
-            if not len(rows):
-                return walk.found()
+        started, k = np.flatnonzero(np.isfinite(reach)), 0
+        while len(rows := walk.live(started)):
+            k += 1
             probes = np.minimum(min(int(self.probes * math.sqrt(k)), CAP), walk.spare(rows))
             normal = walk.normal(rows, at[rows], None if k == 1 else reach[rows], probes)
             moved = walk.stride(rows, at[rows], normal, k)
             at[rows], reach[rows] = walk.approach(rows, moved)
-        raise AssertionError  # pragma: no cover
+        return walk.found()
 
 
 class _Walk:
