@@ -15,7 +15,7 @@ from typing import Any
 from bench.timing import Row
 from robustkd.bundle import hardware, versions
 
-NAMES = ("startup", "step", "audit", "engine", "memory", "augment")
+NAMES = ("startup", "step", "audit", "shards", "engine", "memory", "augment")
 PLACED = ("step", "audit", "engine", "memory")
 """Those that run on a device of choice."""
 MODULES = {"memory": "peaks"}

@@ -10,8 +10,10 @@ GLANCE_S = 0.3
 
 
 def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores this process may use, or fewer where OMP_NUM_THREADS says so."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return min(found, int(said)) if said.isdecimal() and int(said) else found
 
 
 def load() -> float:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import bench.__main__ as command
-from bench import audit, breakdown, engine, peaks, sizes, startup, step
+from bench import audit, breakdown, engine, peaks, shards, sizes, startup, step
 from bench.place import Place
 from bench.reference.steps import STEPS
 from bench.reference.tools import on_labels, update
@@ -255,6 +255,14 @@ def test_a_breakdown_leaves_the_loop_as_it_was(tmp_path):
 def test_a_breakdown_of_unknown_networks_is_refused(case):
     with pytest.raises(SystemExit, match="is not method/student/teacher"):
         breakdown.parse(case, "cpu")
+
+
+def test_two_shards_find_what_the_whole_finds(monkeypatch):
+    short = "noise_draws: 1\npgd_steps: 1\napgd_steps: 0\ntargets: 0\nsquare_queries: 0\nuint8: none\n"
+    monkeypatch.setattr(shards, "POLICY", short + "ladder_images: 0\nscale_images: 0\nmemory_images: 0\nfresh_process: false\n")
+    monkeypatch.setattr(shards, "CHUNK", 80)  # 160 images: a whole chunk of 128, and the rest
+    (row,) = shards.rows(quick=True)
+    assert row["case"] == "shards/2/resnet-18" and row["n"] == 160 and row["equal"] and row["ratio"] > 0
 
 
 def documented():

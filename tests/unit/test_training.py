@@ -237,6 +237,13 @@ def test_the_first_difference_of_two_recipes_is_named():
     assert difference({"train": {"threads": 1}}, {"train": {"threads": 2}}) == ""
 
 
+@pytest.mark.parametrize(("said", "expected"), [("1", 1), ("64", 4), ("", 4), ("0", 4), ("2,1", 4)])
+def test_omp_num_threads_is_a_limit(said, expected, monkeypatch):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(4), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert threads.cores() == expected
+
+
 def test_threads_follow_the_load(monkeypatch):
     monkeypatch.setattr(threads, "cores", lambda: 8)
     for busy, expected in ((0.0, 8), (3.2, 5), (20.0, 1)):
