@@ -5,8 +5,9 @@ gradient that reaches its logits to the one that leaves its images. What the out
 the whole of that backward pass. `rest` is what remains of the step: losses, the update of the images, the copies of
 folded weights. Waiting for the device at every mark makes a GPU's step longer than it is; shares are what to read.
 
-The limit is a product of two large matrices on the same device, in the precision of the step; a part's rate is held
-against it. Depthwise convolutions and small images cannot come near it.
+The limit is a product of two large matrices or a 3x3 convolution of 256 channels on the same device, in the precision of
+the step, whichever does more (on some CPUs one library is quicker than the other); a part's rate is held against it. Depthwise convolutions
+and small images cannot come near it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from bench.__main__ import RESULTS, environment, write
 from bench.place import Place
@@ -210,18 +212,28 @@ class Marks:
 
 
 def attainable(place: Place) -> float:
-    """10^9 multiply-accumulates a second of a large matrix product on this device, the best of ten."""
-    n = 1536 if place.device == "cpu" else 8192
-    kind = torch.float32 if place.precision == "fp32" else torch.bfloat16
+    """10^9 multiply-accumulates a second on this device: of a large matrix product or a convolution, whichever does more."""
+    cpu, kind = place.device == "cpu", torch.float32 if place.precision == "fp32" else torch.bfloat16
+    n, images = (1536, 16) if cpu else (8192, 1024)
     a, b = (torch.rand(n, n, device=place.device, dtype=kind) for _ in "ab")
+    x = torch.rand(images, 256, 16, 16, device=place.device, dtype=kind).contiguous(memory_format=torch.channels_last)
+    weight = torch.rand(256, 256, 3, 3, device=place.device, dtype=kind).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        product = n**3 / _fastest(lambda: a @ b, place)
+        convolution = images * 256 * 256 * 9 * 16 * 16 / _fastest(lambda: conv2d(x, weight, padding=1), place)
+    return max(product, convolution) / 1e9
+
+
+def _fastest(call: Callable[[], Tensor], place: Place) -> float:
+    """Seconds of the best of ten calls."""
     times = []
     for _ in range(10):
         place.settle()
         began = time.perf_counter()
-        a @ b
+        call()
         place.settle()
         times.append(time.perf_counter() - began)
-    return n**3 / min(times) / 1e9
+    return min(times)
 
 
 def table(case: str, size: Size, found: dict[str, Any]) -> str:
