@@ -6,8 +6,8 @@ the whole of that backward pass. `rest` is what remains of the step: losses, the
 folded weights. Waiting for the device at every mark makes a GPU's step longer than it is; shares are what to read.
 
 The limit is a product of two large matrices or a 3x3 convolution of 256 channels on the same device, in the precision of
-the step, whichever does more (on some CPUs one library is quicker than the other); a part's rate is held against it. Depthwise convolutions
-and small images cannot come near it.
+the step, whichever does more (on some CPUs one library is quicker than the other); a part's rate is held against it.
+Depthwise convolutions and small images cannot come near it.
 """
 
 from __future__ import annotations
