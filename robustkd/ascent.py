@@ -24,7 +24,7 @@ def ascend(
     threat: ThreatModel,
     steps: int,
     step_size: float,
-    start: Start = "noise",
+    start: Start | Tensor = "noise",
     rng: Generator | None = None,
 ) -> Tensor:
     """Maximise `objective` over the ball around `x` by projected steepest ascent.
@@ -37,13 +37,13 @@ def ascend(
         threat: the ball; each iterate is projected into it, then into [0, 1].
         steps: number of steps; 0 returns the projected start.
         step_size: length of one step on the [0, 1] pixel scale.
-        start: `noise`, `uniform` or `zero`.
+        start: `noise`, `uniform` or `zero`, or the first points themselves.
         rng: source of the start's randomness.
 
     Returns:
         x_adv, detached, of the shape of `x`.
     """
-    x_adv = threat.start(x, start, rng)
+    x_adv = start if isinstance(start, Tensor) else threat.start(x, start, rng)
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_(True)
         with torch.enable_grad():

@@ -143,6 +143,19 @@ class EpsCurve(Value):
     survive: tuple[float, ...]
 
 
+class RadiusCurve(Value):
+    """How far images stand: the smallest radius of a ladder at which each fell, of those right when clean.
+
+    An image that fell at one radius counts as broken at all larger ones. No part in the verdict.
+    """
+
+    attack: str
+    images: tuple[int, ...] = Field(description="positions in this audit")
+    eps: tuple[float, ...]
+    survive: tuple[float, ...]
+    radius: tuple[float | None, ...] = Field(description="of each image; None where it stood at every radius")
+
+
 class Landscape(Value):
     """The engine's loss around some images; `loss[image][row][column]`, rows along the gradient, None where not a number."""
 
@@ -198,6 +211,7 @@ class AuditResult(BaseModel):
     verdict: Verdict
     corruptions: dict[str, Corruption] | None = Field(None, description="accuracies without an adversary, where asked for")
     eps_curve: EpsCurve | None = Field(None, description="the ladder of S6")
+    radius_curve: RadiusCurve | None = Field(None, description="the same radii, warm-started: monotone for every image")
     landscape: Landscape | None = Field(None, description="the loss around some images, where asked for")
     latency: Latency | None = Field(None, description="of the engine, measured after its audit")
     kit: KitUsed | None = Field(None, description="the audit was done with a kit")

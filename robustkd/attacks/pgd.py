@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from robustkd.ascent import ascend
-from robustkd.attacks._base import Attack
+from robustkd.attacks._base import Attack, Found, Model, isolated, prepared
 from robustkd.attacks._guard import Guard
 from robustkd.losses import cross_entropy, margin
 from robustkd.threat import ThreatModel, per_image
@@ -31,8 +31,17 @@ class PGD(Attack, frozen=True):
     step: float = Field(0.25, gt=0, description="length of one step as a part of eps")
 
     def _search(self, model: Guard, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
-        if not self.steps:
-            return x.clone()
+        start = threat.start(x, "uniform", Generator(device=x.device).manual_seed(seed))
+        return self._climb(model, x, y, threat, start) if self.steps else x.clone()
+
+    def onward(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, start: Tensor) -> Found:
+        """As `perturb`, but from the projection of given images instead of a random point."""
+        with prepared(model), isolated(0):
+            guard = Guard(model, x, y, threat)
+            return Found(guard.settle(self._climb(guard, x, y, threat, threat.project(start, x))), guard.forwards)
+
+    def _climb(self, model: Guard, x: Tensor, y: Tensor, threat: ThreatModel, start: Tensor) -> Tensor:
+        """The first image of each climb that fools the model, else the last one."""
         fooling, fooled = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
         def objective(z: Tensor) -> Tensor:
@@ -52,8 +61,7 @@ class PGD(Attack, frozen=True):
             threat=threat,
             steps=self.steps,
             step_size=threat.eps * self.step,
-            start="uniform",
-            rng=Generator(device=x.device).manual_seed(seed),
+            start=start,
         )
         return torch.where(per_image(fooled, x), fooling, last)
 

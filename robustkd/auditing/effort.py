@@ -7,6 +7,7 @@ that is given more steps or restarts must not become weaker. Every run is indepe
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from robustkd.auditing.probes import share
 from robustkd.auditing.steps import Job
 from robustkd.auditing.twin import Surrogate, Tamed, spread, tame
 from robustkd.catalog import Shelf
+from robustkd.engines._base import Images
 from robustkd.recipe.policy import Policy
 from robustkd.result import Check, CheckStatus, EpsCurve
 from robustkd.stats import clopper_pearson, mcnemar_exact
@@ -47,15 +49,15 @@ def effort(job: Job, policy: Policy) -> list[Check]:
         ("S8 more effort", policy.effort_images, more_effort),
         ("S14 logit scale", policy.scale_images, logit_scale),
     ):
-        obstacle = _obstacle(job, n)
-        if obstacle:
-            found.append(Check(name=name, status="skipped", message=obstacle))
+        if why := obstacle(job, n):
+            found.append(Check(name=name, status="skipped", message=why))
         else:
             found.append(check(job, sample(job, n), policy))
     return found
 
 
-def _obstacle(job: Job, n: int) -> str:
+def obstacle(job: Job, n: int) -> str:
+    """Why a check that attacks n images cannot run; empty where it can."""
     if not n:
         return "the policy leaves it out"
     if not isinstance(job.models.get("surrogate"), nn.Module):
@@ -68,6 +70,13 @@ def _obstacle(job: Job, n: int) -> str:
 def sample(job: Job, n: int) -> NDArray[np.int64]:
     """The first n images that are right when clean."""
     return np.flatnonzero(job.ledger.engine.clean.robust)[:n]
+
+
+class Run(NamedTuple):
+    """Who survived an attack made for a check, and the images it left; none of these where they are not kept."""
+
+    robust: Flags
+    x_adv: Images
 
 
 def survivors(
@@ -86,43 +95,63 @@ def survivors(
     The flags are kept under `name`, so a resumed audit does not compute them again. The randomness is that of
     `stream`, or of the name.
     """
+    return _afresh(job, name, attack, x, y, threat, model or job.models["surrogate"], stream or name, images=False).robust
+
+
+def _afresh(
+    job: Job,
+    name: str,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    model: Model,
+    stream: str,
+    *,
+    images: bool,
+) -> Run:
+    """As `survivors`, with the images where they are asked for."""
     piece = job.store.get(f"check-{name}")
     if piece is None:
-        flags = [np.zeros(0, np.bool_)]
+        flags, left = [np.zeros(0, np.bool_)], [job.x[:0]]
         for chunk, first in enumerate(range(0, len(x), job.batch)):
             part, labels = x[first : first + job.batch], y[first : first + job.batch]
-            seed = seed_of(job.seed, f"check-{stream or name}", chunk)
-            found = attack.perturb(model or job.models["surrogate"], part, labels, threat, seed=seed)
-            flags.append(job.engine.judge(found.x_adv.cpu().numpy(), labels.cpu().numpy()).robust)
-        piece = {"flags": np.concatenate(flags)}
+            seed = seed_of(job.seed, f"check-{stream}", 0 if attack.per_image else chunk)
+            left.append(attack.perturb(model, part, labels, threat, seed=seed).x_adv.cpu().numpy())
+            flags.append(job.engine.judge(left[-1], labels.cpu().numpy()).robust)
+        piece = dict[str, NDArray[Any]](flags=np.concatenate(flags))
+        if images:
+            piece["x_adv"] = np.concatenate(left)
         job.store.put(f"check-{name}", piece)
-    kept: Flags = piece["flags"]
-    return kept
+    return Run(piece["flags"], piece.get("x_adv", job.x[:0]))
 
 
 def ladder(job: Job, index: NDArray[np.int64], policy: Policy) -> Check:
     """S6: robust accuracy does not rise with eps, over independent runs of PGD."""
-    rungs = {"0": np.ones(len(index), np.bool_)} | {f"{part:g} eps": flags for part, flags in _rungs(job, index).items()}
+    rungs = {"0": np.ones(len(index), np.bool_)} | {f"{part:g} eps": run.robust for part, run in on_rungs(job, index).items()}
     shown = ", ".join(f"{100 * flags.mean():.0f}" for flags in rungs.values())
     return _no_rise(
         "S6 eps ladder", rungs, f"{shown} % of {len(index)} images survive PGD-{LADDER_STEPS} at {', '.join(rungs)}"
     )
 
 
-def _rungs(job: Job, index: NDArray[np.int64]) -> dict[float, Flags]:
-    """Who survives PGD at each part of eps; runs that were done are not done again."""
+def on_rungs(job: Job, index: NDArray[np.int64]) -> dict[float, Run]:
+    """Who survives PGD at each part of eps, with the images; runs that were done are not done again."""
     x, y = job.tensors(index)
-    attack = Shelf("attacks").get("pgd")(steps=LADDER_STEPS)
-    threats = {part: ThreatModel(norm=job.threat.norm, eps=part * job.threat.eps) for part in RUNGS}
-    return {part: survivors(job, f"ladder-{part:g}", attack, x, y, threat) for part, threat in threats.items()}
+    attack, model = Shelf("attacks").get("pgd")(steps=LADDER_STEPS), job.models["surrogate"]
+    found = {}
+    for part in RUNGS:
+        name, threat = f"ladder-{part:g}", ThreatModel(norm=job.threat.norm, eps=part * job.threat.eps)
+        found[part] = _afresh(job, name, attack, x, y, threat, model, name, images=True)
+    return found
 
 
 def eps_curve(job: Job, policy: Policy) -> EpsCurve | None:
     """What S6 saw, as figures; None where it did not run."""
-    if _obstacle(job, policy.ladder_images):
+    if obstacle(job, policy.ladder_images):
         return None
     index = sample(job, policy.ladder_images)
-    left = {0.0: 1.0} | {part * job.threat.eps: float(flags.mean()) for part, flags in _rungs(job, index).items()}
+    left = {0.0: 1.0} | {part * job.threat.eps: float(run.robust.mean()) for part, run in on_rungs(job, index).items()}
     return EpsCurve(attack=f"pgd-{LADDER_STEPS}", images=len(index), eps=tuple(left), survive=tuple(left.values()))
 
 

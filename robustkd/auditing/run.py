@@ -24,6 +24,7 @@ from robustkd.auditing.facts import ArtifactFacts, AuditArrays, SourceModel
 from robustkd.auditing.fresh import Reopen
 from robustkd.auditing.graph import NAME as TWIN
 from robustkd.auditing.graph import TRANSFER, Graph, agrees, not_built
+from robustkd.auditing.ladder import radius_curve
 from robustkd.auditing.landscape import landscape
 from robustkd.auditing.latency import latency_bounds
 from robustkd.auditing.ledger import Ledger
@@ -285,6 +286,7 @@ def _conclude(order: Order, work: _Work, report: dict[str, dict[str, AttackResul
         checks=all_checks,
         verdict=verdict,
         eps_curve=eps_curve(job, order.policy),
+        radius_curve=radius_curve(job, order.policy),
         landscape=landscape(job, order.policy, work.kind),
         corruptions=corruptions(job.engine, job.source, job.x, job.y, order.seed) if order.policy.corruptions else None,
     )

@@ -97,7 +97,7 @@ def _sections(results: Sequence[ReportInput]) -> list[Section]:
                 classes=per_class(given),
                 curves=None if twin else curves(given.metrics, prefix=f"a{number}"),
                 curves_at=twin.anchor if twin else "",
-                eps_curve=eps_plot(given.result.eps_curve, given.result.threat.norm, f"a{number}"),
+                eps_curve=eps_plot(given.result.eps_curve, given.result.radius_curve, given.result.threat.norm, f"a{number}"),
                 landscape=landscape_plot(given.result.landscape, f"a{number}"),
                 checks=tuple(sorted(given.result.checks, key=lambda check: _GRAVITY[check.status])),
                 settings=_settings(given.result),

@@ -7,11 +7,11 @@ from fractions import Fraction
 import numpy as np
 
 from robustkd.reporting.curves import COLOURS, canvas
-from robustkd.result import EpsCurve, Landscape
+from robustkd.result import EpsCurve, Landscape, RadiusCurve
 
 
-def eps_plot(curve: EpsCurve | None, norm: str, prefix: str) -> str:
-    """The ladder of S6 as markup for a page; empty where there is none.
+def eps_plot(curve: EpsCurve | None, radius: RadiusCurve | None, norm: str, prefix: str) -> str:
+    """The ladder of S6, and the one that is monotone for every image, as markup for a page; empty where there is none.
 
     Raises:
         RequirementError: matplotlib is missing.
@@ -21,8 +21,12 @@ def eps_plot(curve: EpsCurve | None, norm: str, prefix: str) -> str:
     levels = norm == "linf" and max(curve.eps) <= 1
     with canvas(f"{prefix}-eps", (5.2, 3.0)) as (figure, drawn):
         axes = figure.subplots()
-        x = [255 * eps if levels else eps for eps in curve.eps]
-        axes.plot(x, [100 * part for part in curve.survive], color=COLOURS[0], linewidth=2, marker="o", markersize=4)
+        drawings = [("independent runs", curve)] + ([("warm-started", radius)] if radius is not None else [])
+        for colour, style, (label, line) in zip(COLOURS, (("o", "--"), ("s", "-")), drawings, strict=False):
+            x, y = [255 * eps if levels else eps for eps in line.eps], [100 * part for part in line.survive]
+            axes.plot(x, y, color=colour, linewidth=2, marker=style[0], linestyle=style[1], markersize=4, label=label)
+        if radius is not None:
+            axes.legend(frameon=False, loc="best")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, axis="y", alpha=0.15, linewidth=1)
         axes.set(xlabel="eps, in 1/255" if levels else "eps", ylabel="images that survive, %")

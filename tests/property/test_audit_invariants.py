@@ -43,7 +43,8 @@ COVERED = {
     "5 the worst case is the AND; more attacks never raise it": [
         "unit/test_audit_run.py::test_the_worst_case_is_the_and_over_attacks_and_more_attacks_never_raise_it"
     ],
-    "6 independent runs at growing eps fall within noise": [
+    "6 a warm-started ladder is monotone for every image; independent runs at growing eps fall within noise": [
+        "unit/test_audit_ladder.py::test_a_fallen_image_never_rises_again",
         "unit/test_audit_effort.py::test_a_rise_blocks_beyond_chance_only",
         "unit/test_audit_plots.py::test_the_ladder_is_what_s6_says",
     ],
