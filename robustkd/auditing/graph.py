@@ -105,7 +105,8 @@ def _distance(net: nn.Module, engine: Side, x: Images, y: Labels, kind: Kind) ->
     """Images whose class differs beyond rounding, and the largest difference of an output."""
     theirs, ours = engine.logits(x), _answers(net, x, kind)
     odd, _ = flips(read(theirs, y), read(ours, y), spread(theirs))
-    gap: NDArray[np.float64] = np.abs(theirs.astype(np.float64) - ours)
+    with np.errstate(invalid="ignore"):  # Inf on both sides, as half precision gives it
+        gap: NDArray[np.float64] = np.abs(theirs.astype(np.float64) - ours)
     return odd, float(np.nanmax(np.where(np.isfinite(gap), gap, np.nan), initial=0.0))
 
 

@@ -57,7 +57,7 @@ class OrtEngine:
         runtime = _runtime()
         self._path, self._errors = path, _errors()
         try:
-            self._session: Any = open_session(str(path), threads=threads, optimize=optimize, left_out=left_out)
+            self._session: Any = open_session(_named(path), threads=threads, optimize=optimize, left_out=left_out)
         except self._errors as error:
             raise damaged(path, beyond or _first_line(error)) from error
         self._input, self._output, self._batch, shape = self._signature()
@@ -209,6 +209,12 @@ def _beyond(model: Any) -> str:
     known = onnx.defs.onnx_opset_version()
     stated = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     return f"it uses opset {stated}, and this version of onnx knows up to {known}" if stated > known else ""
+
+
+def _named(path: Path) -> str | bytes:
+    """The name of a file, or its content where the name is no text: a locale without its letters made it from bytes."""
+    name = str(path)
+    return name if not any("\ud800" <= letter <= "\udfff" for letter in name) else path.read_bytes()
 
 
 def _first_line(error: Exception) -> str:
