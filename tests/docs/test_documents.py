@@ -24,7 +24,9 @@ def _typed(document: Path) -> Iterator[str]:
     text = document.read_text(encoding="utf-8")
     for block in _FENCE.findall(text):
         for line in block.replace("\\\n", " ").splitlines():
-            yield line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
+            line = line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
+            _, launched, command = line.partition(" -m robustkd ")  # torchrun, accelerate launch
+            yield f"robustkd {command}" if launched else line
     for inline in _INLINE.findall(_FENCE.sub("", text)):
         yield " ".join(inline.split())
 
