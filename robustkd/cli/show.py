@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,28 +18,37 @@ def show(
         list[str] | None,
         typer.Option("--set", metavar="K=V", help="Show a recipe as it is with this setting."),
     ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Tell a recipe's hours at the rate this checkpoint was trained at."),
+    ] = None,
 ) -> None:
     """Show a recipe resolved, with the origin of each value and its cost; or a target, a teacher's card, a method."""
-    if kind not in _KINDS:
-        raise ConfigError(f"there is no {kind} to show", fix=nearest(kind, _KINDS))
+    kinds = ("recipe", *_KINDS)
+    if kind not in kinds:
+        raise ConfigError(f"there is no {kind} to show", fix=nearest(kind, kinds))
     if settings and kind != "recipe":
         raise ConfigError("--set changes recipes only", where=f"robustkd show {kind} {name}", fix="leave --set out")
-    typer.echo(_KINDS[kind](name, settings or []))
+    if measured and kind != "recipe":
+        raise ConfigError("--measured is for recipes", where=f"robustkd show {kind} {name}", fix="leave --measured out")
+    typer.echo(_recipe(name, settings or [], measured) if kind == "recipe" else _KINDS[kind](name))
 
 
-def _recipe(name: str, settings: list[str]) -> str:
+def _recipe(name: str, settings: list[str], checkpoint: Path | None) -> str:
     from robustkd.cli._origins import annotated
     from robustkd.recipe.reading import override, read, validate
     from robustkd.recipe.schema import Recipe
     from robustkd.training.cost import told
+    from robustkd.training.rate import measured
 
     source = override(read("recipe", name), settings)
     recipe = validate(Recipe, source)
-    cost = [f"# {line}" for line in told(recipe, name)]
+    rate = measured(checkpoint) if checkpoint else None
+    cost = [f"# {line}" for line in told(recipe, name, rate)]
     return "\n".join([annotated(recipe.model_dump(mode="json"), source), "", *cost])
 
 
-def _target(name: str, _: list[str]) -> str:
+def _target(name: str) -> str:
     from robustkd.cli._origins import annotated
     from robustkd.recipe.reading import read, validate
     from robustkd.recipe.target import Target
@@ -47,13 +57,13 @@ def _target(name: str, _: list[str]) -> str:
     return annotated(validate(Target, source).model_dump(mode="json"), source)
 
 
-def _teacher(name: str, _: list[str]) -> str:
+def _teacher(name: str) -> str:
     from robustkd.cli._teachers import teacher_text
 
     return teacher_text(name)
 
 
-def _method(name: str, _: list[str]) -> str:
+def _method(name: str) -> str:
     from robustkd.catalog import Shelf
     from robustkd.cli._stock import UNIT, cost_text, method_facts, teachers_of, through_of
     from robustkd.resources import shipped
@@ -94,8 +104,7 @@ def _method_of(recipe: str) -> Any:
     return method.get("name") if isinstance(method, dict) else method
 
 
-_KINDS: dict[str, Callable[[str, list[str]], str]] = {
-    "recipe": _recipe,
+_KINDS: dict[str, Callable[[str], str]] = {
     "target": _target,
     "teacher": _teacher,
     "method": _method,

@@ -1,18 +1,23 @@
 """What a run costs, counted before it begins: multiply-accumulates per image, images, and both together.
 
-Hours follow from images per second, which are measured and never assumed.
+Hours follow from a rate, which is measured (`rate.py`) and never assumed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from robustkd.datasets._base import Facts
 from robustkd.errors import RobustKDError
 from robustkd.methods._cost import cost_of
 from robustkd.models._base import ModelConfig
 from robustkd.models._macs import giga_macs
 from robustkd.recipe.schema import Recipe, TeacherConfig
 from robustkd.training.teachers import read_card
+
+if TYPE_CHECKING:
+    from robustkd.training.rate import Rate
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,18 @@ class Part:
     gmacs: float
 
 
-def parts_of(recipe: Recipe) -> list[Part]:
-    """The student and each teacher, for data whose shape is known before it is read; add-ons are not counted.
+def parts_of(recipe: Recipe, facts: Facts | None = None) -> list[Part]:
+    """The student and each teacher; add-ons are not counted.
+
+    Args:
+        recipe: the recipe.
+        facts: of the data; left out, what is known before they are read.
 
     Raises:
         ValueError: the shape of the data, or a teacher's architecture, is not known yet.
         RobustKDError: a network cannot be built here.
     """
-    facts = recipe.dataset.facts
+    facts = facts or recipe.dataset.facts
     if facts is None:
         raise ValueError(f"the images of {recipe.dataset.name} are known once they are read")
     cost = cost_of(recipe.method.name, steps=recipe.inner.steps, knobs=recipe.method.model_dump(exclude={"name"}))
@@ -43,6 +52,11 @@ def parts_of(recipe: Recipe) -> list[Part]:
         each = giga_macs(_architecture(teacher), facts.shape, facts.classes)
         parts.append(Part(f"{teacher.role} teacher", cost.teachers[teacher.role], each))
     return parts
+
+
+def gmacs_of(recipe: Recipe, facts: Facts | None = None) -> float:
+    """10^9 multiply-accumulates of one training image; arguments and errors are those of `parts_of`."""
+    return sum(part.passes * part.gmacs for part in parts_of(recipe, facts))
 
 
 def _architecture(teacher: TeacherConfig) -> ModelConfig:
@@ -63,12 +77,13 @@ def images_of(recipe: Recipe) -> tuple[int, str] | None:
     return epochs * each, f"{epochs} epochs of {each:,}"
 
 
-def told(recipe: Recipe, name: str) -> list[str]:
+def told(recipe: Recipe, name: str, rate: Rate | None = None) -> list[str]:
     """The cost of a recipe in lines for people.
 
     Args:
         recipe: the recipe.
         name: what to call it in a command.
+        rate: what a machine reached; hours are told for it alone.
     """
     try:
         parts = parts_of(recipe)
@@ -81,9 +96,14 @@ def told(recipe: Recipe, name: str) -> list[str]:
         lines.append(f"images: {images[0]:,} ({images[1]}); {three(total * images[0] / 1e6)} x 10^15 MACs in all")
     if any(value is not None for value in recipe.addons.model_dump().values()):
         lines.append("add-ons are not counted")
+    if rate is not None and images is not None:
+        hours = total * images[0] / rate.gmacs_per_s / 3600
+        reached = f"the {three(rate.gmacs_per_s)} GMACs a second of {rate.source} on {rate.machine}"
+        return [*lines, f"hours: {three(hours)} at {reached}", "  nearly so for the same networks, roughly for others"]
     lines += [
-        "hours: images / (3600 x images_per_s); the rate is to be measured where it is to run, and metrics.jsonl holds it:",
-        f"  robustkd distill --recipe {name} --set train.epochs=1 --set dataset.train_n=2000",
+        "hours: the rate is to be measured where it is to run:",
+        f"  robustkd distill --recipe {name} --set train.epochs=1 --set dataset.train_n=2000 --output short",
+        f"  robustkd show recipe {name} --measured short/checkpoint",
     ]
     return lines
 

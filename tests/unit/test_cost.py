@@ -1,11 +1,19 @@
 """What `show recipe` says a run costs: counted, held against the published counts, and silent where nothing is known."""
 
-import pytest
+import json
 
+import pytest
+from safetensors.torch import save_file
+
+from robustkd.bundle import ModelInfo, create
+from robustkd.errors import ArtifactError
+from robustkd.models._files import portable
 from robustkd.models._macs import giga_macs
 from robustkd.recipe.reading import override, read, validate
 from robustkd.recipe.schema import Recipe
+from robustkd.threat import ThreatModel
 from robustkd.training.cost import images_of, parts_of, told
+from robustkd.training.rate import measured
 
 WRN = "teachers=[{role: robust, id: ltd-wrn34-10-cifar10}]"
 
@@ -64,3 +72,44 @@ def test_the_count_leaves_no_weights_behind():
 
     wide = Shelf("models").get("wide-resnet")(depth=34, widen_factor=20)
     assert giga_macs(wide, (3, 32, 32), 10) == pytest.approx(26.6, rel=0.01)
+
+
+def trained(folder, *, speeds=(1.0, 100.0, 300.0, 200.0), hardware=None):
+    """A checkpoint of the quickstart as distill leaves it, that logged these images per second."""
+    student = recipe("quickstart").student
+    info = ModelInfo(architecture="resnet18", classes=tuple(map(str, range(10))), input_shape=(1, 28, 28))
+    told = {"hardware": hardware or {"device": "cpu", "cpu": "a processor"}, "training": {"threads": 2, "processes": 3}}
+    resolved = recipe("quickstart").model_dump(mode="json")
+    with create(folder, "checkpoint", recipe=resolved, model=info, threat=ThreatModel(), **told) as (work, _):
+        save_file(portable(student.build(channels=1, classes=10)), work / "model.safetensors")
+        lines = [{"step": i, "images_per_s": v} for i, v in enumerate(speeds)] + [{"epoch": 0, "clean_accuracy": 0.5}]
+        (work / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_hours_are_told_at_the_rate_of_a_run(tmp_path):
+    rate = measured(trained(tmp_path / "run"))
+    assert rate.gmacs_per_s == pytest.approx(200 * total("quickstart")), "the first line warms up"
+    assert rate.machine == "a processor, threads: 2, processes: 3"
+    (hours,) = [line for line in told(recipe("quickstart"), "quickstart", rate) if line.startswith("hours: ")]
+    assert float(hours.split()[1]) == pytest.approx(57_000 / 200 / 3600, rel=0.01)
+    other = told(recipe("dgad-rn18"), "dgad-rn18", rate)[2]
+    assert float(other.split()[1]) == pytest.approx(total("dgad-rn18") * 9_800_000 / rate.gmacs_per_s / 3600, rel=0.01)
+
+
+def test_a_gpu_is_named_and_one_line_is_enough(tmp_path):
+    found = measured(trained(tmp_path / "run", speeds=(50.0,), hardware={"device": "Some GPU", "cpu": "a processor"}))
+    assert found.machine == "Some GPU, processes: 3" and found.gmacs_per_s == pytest.approx(50 * total("quickstart"))
+
+
+def test_show_tells_the_hours(cli, tmp_path):
+    done = cli("show", "recipe", "dgad-mnv2", "--measured", trained(tmp_path / "run"))
+    assert done.code == 0 and "GMACs a second of" in done.stdout
+    assert cli("show", "target", "cpu-fp32", "--measured", tmp_path).code == 3
+
+
+def test_a_checkpoint_without_a_speed_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="no measured speed"):
+        measured(trained(tmp_path / "run", speeds=()))
+    with pytest.raises(ArtifactError):
+        measured(tmp_path / "nothing")
