@@ -5,17 +5,20 @@ Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble 
 pyautoattack), of which every query is repeated bit by bit as long as no image leaves.
 
 Departures: an image of which nothing more can be learned leaves its batch at once, where the original carries it to the
-last step (see `Guard.settled`). The others go on as they would have: no image meets another.
+last step (see `Guard.settled`). The others go on as they would have: no image meets another. As attacks of the shelf each
+image draws its starts from a stream of its own; the original draws them for the batch, whose size then changes a result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import product
 
 import torch
 from torch import Generator, Tensor
 
+from robustkd.attacks._starts import Starts
 from robustkd.losses import cross_entropy, margin
 from robustkd.threat import ThreatModel, per_image
 
@@ -63,6 +66,7 @@ def auto_pgd(
     schedule: Schedule,
     seed: int,
     settled: Settled,
+    starts: Starts | None = None,
 ) -> Tensor:
     """One image (N, C, H, W) per clean image: the last one that fooled the model before it left, else the clean one.
 
@@ -72,8 +76,9 @@ def auto_pgd(
         y: their labels.
         threat: the ball.
         schedule: steps, restarts, targets.
-        seed: of the random starts.
+        seed: of the random starts, where they are drawn for the batch.
         settled: which fooling images need not go on.
+        starts: of each image; left out, they are drawn for the batch, as in the authors' code.
     """
     rng = Generator().manual_seed(seed)
     found = x.clone()
@@ -81,15 +86,16 @@ def auto_pgd(
         logits = model(x)
     order = logits.sort(dim=1)[1]
     standing = logits.argmax(1) == y
-    for rank in range(2, schedule.targets + 2) if schedule.targets else (0,):
-        for _ in range(schedule.restarts):
-            rows = standing.nonzero().flatten()
-            if not len(rows):
-                return found
-            target = order[rows, -rank] if rank else None
-            fooled, images = _run(model, x[rows], y[rows], target, threat, schedule, rng, _of(settled, rows))
-            found[rows[fooled]] = images[fooled]
-            standing[rows[fooled]] = False
+    ranks = range(2, schedule.targets + 2) if schedule.targets else (0,)
+    for run, (rank, _) in enumerate(product(ranks, range(schedule.restarts))):
+        rows = standing.nonzero().flatten()
+        if not len(rows):
+            return found
+        target = order[rows, -rank] if rank else None
+        noise = _drawn(x[rows], threat, rng) if starts is None else _noise(starts, run, threat)[rows]
+        fooled, images = _run(model, x[rows], y[rows], target, threat, schedule, noise, _of(settled, rows))
+        found[rows[fooled]] = images[fooled]
+        standing[rows[fooled]] = False
     return found
 
 
@@ -145,7 +151,7 @@ def _run(
     target: Tensor | None,
     threat: ThreatModel,
     schedule: Schedule,
-    rng: Generator,
+    noise: Tensor,
     settled: Settled,
 ) -> tuple[Tensor, Tensor]:
     """One start: which images were fooled, and the last fooling image of each."""
@@ -159,7 +165,7 @@ def _run(
             (grad,) = torch.autograd.grad(loss.sum(), z)
         return loss.detach(), grad, margin(logits.detach(), y)
 
-    z, goal = _start(x, threat, rng), y if target is None else target
+    z, goal = _start(x, threat, noise), y if target is None else target
     loss, grad, margins = ask(z, y, goal)
     step = per_image(torch.full_like(loss, 2.0 * threat.eps), x)
     zero = torch.zeros_like(loss)
@@ -203,14 +209,20 @@ def _run(
     return fooled, images
 
 
-def _start(x: Tensor, threat: ThreatModel, rng: Generator) -> Tensor:
-    """A point on the surface of the ball, cut to [0, 1]; drawn on the CPU, so that devices agree."""
+def _drawn(x: Tensor, threat: ThreatModel, rng: Generator) -> Tensor:
+    """The authors' draw for a batch; on the CPU, so that devices agree."""
     if threat.norm == "linf":
-        noise = (2 * torch.rand(x.shape, generator=rng) - 1).to(x.device)
-        length = noise.abs().flatten(1).amax(1)
-    else:
-        noise = torch.randn(x.shape, generator=rng).to(x.device)
-        length = _length(noise)
+        return (2 * torch.rand(x.shape, generator=rng) - 1).to(x.device)
+    return torch.randn(x.shape, generator=rng).to(x.device)
+
+
+def _noise(starts: Starts, run: int, threat: ThreatModel) -> Tensor:
+    return starts.uniform(run) if threat.norm == "linf" else starts.normal(run)
+
+
+def _start(x: Tensor, threat: ThreatModel, noise: Tensor) -> Tensor:
+    """The point of the ball's surface in the direction of the noise, cut to [0, 1]."""
+    length = noise.abs().flatten(1).amax(1) if threat.norm == "linf" else _length(noise)
     return (x + threat.eps * (noise / (per_image(length, x) + _TINY))).clamp(0, 1)
 
 

@@ -16,7 +16,7 @@ from robustkd.losses import margin
 from robustkd.signals import check
 from robustkd.threat import SLACK, ThreatModel, per_image
 
-#: standard deviations of the clean logits by which an image must be wrong to leave its batch: it shall also fool after
+#: standard deviations of its clean logits by which an image must be wrong to leave its batch: it shall also fool after
 #: rounding, and through another runtime
 DEPTH = 0.1
 #: step of the tie-break relative to the spread of the logits, far below one unit of float32 or int8
@@ -62,6 +62,9 @@ class Guard:
         self.classes = logits.shape[1]
         finite = logits[logits.isfinite()]
         self._spread = float(finite.double().std()) if finite.numel() > 1 else 1.0
+        # of each image, not of the batch: the images beside it shall not change when it leaves
+        finite_rows = logits.isfinite().all(1, keepdim=True)
+        self._depth = DEPTH * torch.where(finite_rows, logits, torch.zeros_like(logits)).std(1)
 
     def untie(self) -> None:
         """Break exact ties from now on by class index, in the order of argmax, and answer in float64.
@@ -74,7 +77,7 @@ class Guard:
     @torch.no_grad()
     def settled(self, z: Tensor, margins: Tensor, rows: Tensor) -> Tensor:
         """Of which rows of the batch nothing more can be learned, given images z that fool the model by these margins."""
-        deep = margins <= -DEPTH * self._spread
+        deep = (margins < 0) & (margins <= -self._depth[rows])
         if self._enough is not None and bool(deep.any()):
             deep[deep.clone()] = self._enough(self._threat.project(z[deep], self._x[rows[deep]]), rows[deep])
         return deep

@@ -22,6 +22,8 @@ class FABT(Attack, frozen=True):
 
     summary: ClassVar[str] = "targeted fast adaptive boundary attack, from the authors' AutoAttack"
     needs: ClassVar[Literal["gradient", "logits"]] = "gradient"
+    per_image: ClassVar[bool] = True
+    """It starts at the image itself: nothing is drawn."""
     name: Literal["fab-t"] = "fab-t"
     steps: int = Field(100, ge=1)
     targets: int = Field(9, ge=1, description="capped at classes - 1")

@@ -10,10 +10,11 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Tensor
 
 from robustkd.attacks._base import Attack
 from robustkd.attacks._guard import Guard
+from robustkd.attacks._starts import Starts
 from robustkd.losses import margin
 from robustkd.threat import ThreatModel
 
@@ -23,25 +24,24 @@ class Noise(Attack, frozen=True):
 
     summary: ClassVar[str] = "random draws from the ball; a baseline that every attack must beat"
     needs: ClassVar[Literal["gradient", "logits"]] = "logits"
+    per_image: ClassVar[bool] = True
     name: Literal["noise"] = "noise"
     draws: int = Field(10, ge=0)
 
     @torch.no_grad()
     def _search(self, model: Guard, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
-        rng = Generator(device=x.device).manual_seed(seed)
+        starts = Starts(x, seed)
         worst, lowest = x.clone(), torch.full((len(x),), float("inf"), device=x.device)
         for draw in range(self.draws):
-            z = threat.project(_draw(x, threat, rng, surface=bool(draw % 2)), x)
+            z = threat.project(_draw(x, threat, starts, draw), x)
             found = margin(model(z), y)
             better = found < lowest
             worst[better], lowest[better] = z[better], found[better]
         return worst
 
 
-def _draw(x: Tensor, threat: ThreatModel, rng: Generator, *, surface: bool) -> Tensor:
-    if not surface:
-        return threat.start(x, "uniform", rng)
-    return x + threat.eps * threat.step(torch.empty_like(x).normal_(generator=rng))
+def _draw(x: Tensor, threat: ThreatModel, starts: Starts, draw: int) -> Tensor:
+    return x + threat.eps * threat.step(starts.normal(draw)) if draw % 2 else starts.inside(draw, threat)
 
 
 ENTRY = Noise

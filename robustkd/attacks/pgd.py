@@ -3,7 +3,8 @@
 Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018. A sanity line, not a
 verdict: with a fixed step it stays several points behind APGD.
 
-Departures: the first iterate that fools the model is returned, not the last one, and its image then leaves the batch.
+Departures: the start of an image comes from a stream of its own; the first iterate that fools the model is returned, not
+the last one, and its image then leaves the batch.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Tensor
 
 from robustkd.ascent import ascend
 from robustkd.attacks._base import Attack, Found, Model, isolated, prepared
 from robustkd.attacks._guard import Guard
+from robustkd.attacks._starts import Starts
 from robustkd.losses import cross_entropy, margin
 from robustkd.threat import ThreatModel, per_image
 
@@ -26,13 +28,13 @@ class PGD(Attack, frozen=True):
 
     summary: ClassVar[str] = "projected gradient ascent on the cross entropy, fixed step eps/4; a sanity line"
     needs: ClassVar[Literal["gradient", "logits"]] = "gradient"
+    per_image: ClassVar[bool] = True
     name: Literal["pgd"] = "pgd"
     steps: int = Field(10, ge=0)
     step: float = Field(0.25, gt=0, description="length of one step as a part of eps")
 
     def _search(self, model: Guard, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> Tensor:
-        start = threat.start(x, "uniform", Generator(device=x.device).manual_seed(seed))
-        return self._climb(model, x, y, threat, start) if self.steps else x.clone()
+        return self._climb(model, x, y, threat, Starts(x, seed).inside(0, threat)) if self.steps else x.clone()
 
     def onward(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, start: Tensor) -> Found:
         """As `perturb`, but from the projection of given images instead of a random point."""

@@ -80,7 +80,8 @@ def test_every_query_is_the_authors_until_an_image_leaves(threat, schedule, data
 @pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
 def test_leaving_changes_no_flag_and_saves_queries(threat, name, data, net):
     x, y = data
-    attack = Shelf("attacks").get(name)(steps=60, **({"targets": 3} if name == "apgd-t" else {}))
+    # the authors draw for the batch
+    attack = Shelf("attacks").get(name)(steps=60, starts="batch", **({"targets": 3} if name == "apgd-t" else {}))
     quick = attack.perturb(net, x, y, threat, seed=2)
     slow = attack.perturb(net, x, y, threat, seed=2, enough=lambda z, rows: torch.zeros(len(z), dtype=torch.bool))
     bare = authors(net, x, y, threat, Schedule(60, targets=3 if name == "apgd-t" else 0), 2)
