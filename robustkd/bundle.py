@@ -93,7 +93,11 @@ class Bundle:
         try:
             manifest = Manifest.model_validate_json(file.read_bytes())
         except OSError as error:
-            raise ArtifactError("not a bundle: manifest.json cannot be read", where=str(path), fix=str(error)) from error
+            raise ArtifactError(
+                f"not a bundle: manifest.json cannot be read: {error.strerror}",
+                where=str(path),
+                fix="give the folder of a bundle, such as runs/NAME/checkpoint",
+            ) from error
         except ValidationError as error:
             reason = error.errors()[0]
             raise ArtifactError(

@@ -45,7 +45,9 @@ def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
     for folder in _FOLDERS[kind]:
         if (file := folder / f"{name}.yaml").is_file():
             return file
-    raise ConfigError(f"{name} is not a shipped {kind}", fix=_known(kind, name) + "; or give a path to a .yaml file")
+    raise ConfigError(
+        f"{name} is not a shipped {kind}", where=f"{kind} {name}", fix=_known(kind, name) + "; or give a path to a .yaml file"
+    )
 
 
 def _known(kind: Kind, name: str) -> str:

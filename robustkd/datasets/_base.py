@@ -47,7 +47,9 @@ class ImageSet:
     def __post_init__(self) -> None:
         problem = self._problem()
         if problem:
-            raise ArtifactError(f"data set {self.name} ({self.split}): {problem}", fix="see `robustkd list datasets`")
+            raise ArtifactError(
+                f"data set {self.name} ({self.split}): {problem}", where=self.name, fix="see `robustkd list datasets`"
+            )
 
     def _problem(self) -> str:
         if self.images.ndim != 4:

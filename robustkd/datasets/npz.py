@@ -51,7 +51,9 @@ def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[np.int64], tuple[str, ..
                 raise ValueError("it is a single array, not an .npz archive")
             held = dict(arrays)
     except _UNREADABLE as error:
-        raise ArtifactError(f"cannot read {path.name}: {error}", where=str(path), fix="give an .npz with x and y") from error
+        # numpy takes whatever it does not know for a pickle, and offers to run it
+        reason = "it is no .npz archive" if "contains pickled" in str(error) else error
+        raise ArtifactError(f"cannot read {path.name}: {reason}", where=str(path), fix="give an .npz with x and y") from error
     if not {"x", "y"} <= held.keys():
         raise ArtifactError(f"{path.name} holds {sorted(held)}", where=str(path), fix="name the arrays x and y")
     names = tuple(str(c) for c in np.atleast_1d(held["classes"])) if "classes" in held else ()

@@ -70,3 +70,12 @@ def has_half_scales(model: Any) -> bool:
 
     half = {weight.name for weight in model.graph.initializer if weight.data_type == onnx.TensorProto.FLOAT16}
     return any(node.op_type in _QUANTIZED and any(name in half for name in node.input[1:2]) for node in model.graph.node)
+
+
+def beyond_onnx(model: Any) -> str:
+    """What is wrong with the graph's opset where it is newer than the installed onnx package knows; otherwise nothing."""
+    import onnx
+
+    known = onnx.defs.onnx_opset_version()
+    stated = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    return f"it uses opset {stated}, and this version of onnx knows up to {known}" if stated > known else ""

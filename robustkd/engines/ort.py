@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from robustkd.engines._base import EngineInfo, Images, Logits, check_images
-from robustkd.engines._onnx_file import PREFIX, damaged, has_half_scales, metadata_of, precision_of, read_model
+from robustkd.engines._onnx_file import PREFIX, beyond_onnx, damaged, has_half_scales, metadata_of, precision_of, read_model
 from robustkd.errors import ArtifactError, NumericsError, RequirementError
 
 _CHUNK = 256
@@ -51,7 +51,7 @@ class OrtEngine:
     def _load(self, path: Path, threads: int, optimize: bool) -> None:
         model = read_model(path)
         self.metadata: dict[str, str] = metadata_of(model)
-        precision, beyond = precision_of(model), _beyond(model)
+        precision, beyond = precision_of(model), beyond_onnx(model)
         left_out = (_WRONG_IN_HALF,) if optimize and has_half_scales(model) else ()
         del model
         runtime = _runtime()
@@ -200,15 +200,6 @@ def _threads() -> int:
     if stated.isdecimal() and int(stated):
         return int(stated)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _beyond(model: Any) -> str:
-    """What is wrong with the graph's opset where it is newer than the installed onnx package knows; otherwise nothing."""
-    import onnx
-
-    known = onnx.defs.onnx_opset_version()
-    stated = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    return f"it uses opset {stated}, and this version of onnx knows up to {known}" if stated > known else ""
 
 
 def _named(path: Path) -> str | bytes:

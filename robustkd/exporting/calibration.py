@@ -74,7 +74,7 @@ def _choose(checkpoint: Bundle, how: Calibration, data: Path | None) -> tuple[Im
     if info is not None and images.shape != info.input_shape:
         raise ArtifactError(
             f"calibration images have shape {images.shape}, the model takes {info.input_shape}",
-            where=f"--calib {images.name}",
+            where=f"--calib {how.data or images.name}",
             fix="use images of the data set the model was trained on",
         )
     return images.take(index), index

@@ -38,6 +38,19 @@ def layer_of(node: Any, constants: dict[str, Any]) -> str:
     return named.rpartition(".")[0]
 
 
+def named(model: Any) -> Any:
+    """The model, every node with a name of its own; passes tell nodes apart by it."""
+    taken = {node.name for node in model.graph.node if node.name}
+    seen: set[str] = set()
+    for place, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            stem = f"{node.name or node.op_type}_{place}"
+            node.name = next(name for name in (stem + "_" * more for more in range(len(taken) + 2)) if name not in taken)
+            taken.add(node.name)
+        seen.add(node.name)
+    return model
+
+
 def inferred(model: Any) -> Any:
     """The model with the type and shape of every tensor; what an earlier pass knew of them is forgotten."""
     import onnx

@@ -7,7 +7,7 @@ logits hardly vary, is held as tightly as a trained one; it counts as at least a
 below which float32 rounding alone would fail.
 
 A lower precision moves logits by more than rounding, so its gate is wider; the mean difference is bounded too, a share of
-the classes must stay, and none may change where the reference leads clearly. What correct int8 files of six trained
+the classes must stay, and none may change where the reference leads clearly. What correct int8 files of four trained
 networks (ResNet-18, ResNet-20, MobileNetV2; both profiles, calibrated on 32 to 512 images, 1,024 test images) were seen
 to need, as a share of the range: 0.10 at most, 0.0056 in the mean, a lead of 0.035 where a class changed; 96 % of the
 classes stayed. The mean is what tells: a scale that is twice too large somewhere left the largest difference as it was

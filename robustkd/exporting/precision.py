@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from robustkd.engines._onnx_file import PREFIX
 from robustkd.exporting.calibration import Calibrated
-from robustkd.exporting.graphs import find_nodes, inferred, weights
+from robustkd.exporting.graphs import find_nodes, inferred, named, weights
 from robustkd.exporting.half import to_half
 from robustkd.exporting.held import hold
 from robustkd.exporting.int8 import full_ranges, layers, quantize, tensors
@@ -47,7 +47,7 @@ def lower(model: Any, target: Target, calibrated: Calibrated | None = None) -> L
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    source = inferred(copy)
+    source = named(inferred(copy))
     keep = find_nodes(source, target.keep_fp32)
     facts: dict[str, Any] = {"kept": list(keep)}
     made, table, ranges = source, None, None

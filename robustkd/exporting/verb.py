@@ -104,12 +104,16 @@ def find_checkpoint(given: Path | None) -> Path:
     Left out, it is the newest under ROBUSTKD_RUNS (./runs).
 
     Raises:
-        ArtifactError: none was given and there is none.
+        ArtifactError: there is none.
     """
     if given is None:
         newest = newest_checkpoint(Path(os.environ.get("ROBUSTKD_RUNS", "runs")).expanduser())
         _log.info("the newest checkpoint is %s", newest)
         return newest
+    if not given.exists():
+        raise ArtifactError(
+            "there is no such checkpoint or file", where=str(given), fix="give a checkpoint bundle, its run, or an .onnx file"
+        )
     if given.is_file():
         return given if given.suffix == ".onnx" else given.parent
     inside = given / "checkpoint"

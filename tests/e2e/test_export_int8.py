@@ -80,8 +80,16 @@ def test_what_int8_refuses_leaves_nothing(arguments: list[str], code: int, says:
     outcome = command("export", run, "--precision", "int8", *arguments, "--output", "out")
     assert (outcome.code, outcome.stdout) == (code, ""), outcome.stderr
     first, *error = outcome.stderr.splitlines()
-    assert first.startswith("checkpoint: ") and says in error[0] and len(error) <= 3 and "fix:" in error[-1]
+    assert first.startswith("checkpoint: ") and says in error[-3], error
+    assert "at: " in error[-2] and "fix: " in error[-1]
     assert not Path("out").exists() or list(Path("out").iterdir()) == []
+
+
+def test_a_checkpoint_that_is_not_there(command: Command) -> None:
+    for given in ("nowhere", "gone.onnx"):
+        code, out, err = command("export", given, "--onnx")
+        assert (code, out) == (5, "") and err.splitlines()[0] == "there is no such checkpoint or file", err
+        assert given in err and len(err.splitlines()) == 3
 
 
 @pytest.fixture(autouse=True)

@@ -161,8 +161,11 @@ class TestCheckpoint:
             pass
         with pytest.raises(ArtifactError, match="of kind onnx, not checkpoint"):
             export(tmp_path / "x")
-        with pytest.raises(ArtifactError, match="not a bundle"):
+        with pytest.raises(ArtifactError, match="there is no such checkpoint"):
             export(tmp_path / "gone")
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ArtifactError, match=r"not a bundle: manifest\.json cannot be read: No such file"):
+            export(tmp_path / "empty")
 
     def test_source_engine_refuses_other_kinds(self, tmp_path: Path) -> None:
         with create(tmp_path / "x", "audit"):

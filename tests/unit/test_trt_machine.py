@@ -247,6 +247,14 @@ class TestBundle:
         with pytest.raises(ArtifactError, match="its weights lie in another file"):
             build_bundle(file, engine_target("trt", "fp32"), machine=JETSON, platform=platform(Fake()))
 
+    def test_an_opset_of_the_future(self, tmp_path: Path) -> None:
+        """TensorRT-RTX's own parser takes it, and reads the operators as those of an opset it knows."""
+        model = linear()
+        model.opset_import[0].version = 99
+        (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(ArtifactError, match="it uses opset 99"):
+            build_bundle(tmp_path / "m.onnx", engine_target("trt", "fp32"), machine=JETSON, platform=platform(Fake()))
+
     def test_what_is_a_graph(self, parent: Path, tmp_path: Path) -> None:
         with create(tmp_path / "checkpoint", "checkpoint"):
             pass

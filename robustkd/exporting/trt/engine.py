@@ -10,7 +10,7 @@ import numpy as np
 
 from robustkd.bundle import sha256, write_atomic, write_json
 from robustkd.engines._base import Engine, Images
-from robustkd.engines._onnx_file import PREFIX, metadata_of, precision_of, read_model
+from robustkd.engines._onnx_file import PREFIX, beyond_onnx, damaged, metadata_of, precision_of, read_model
 from robustkd.engines._plan import PlanKind
 from robustkd.engines._tensorrt import FAMILIES, log_of
 from robustkd.engines.ort import OrtEngine
@@ -45,11 +45,13 @@ def read_graph(file: Path) -> Graph:
     """An ONNX file with its weights inside, and what it says about itself.
 
     Raises:
-        ArtifactError: it is missing, damaged, holds no graph, or its weights lie in another file.
+        ArtifactError: it is missing, damaged, of an unknown opset, holds no graph, or its weights lie in another file.
     """
     import onnx
 
     model = read_model(file)
+    if beyond := beyond_onnx(model):  # TensorRT's parser would read its operators as those of an older opset
+        raise damaged(file, beyond)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise no_graph(str(file), "its weights lie in another file")
     given = [value for value in model.graph.input if value.name not in {t.name for t in model.graph.initializer}]
