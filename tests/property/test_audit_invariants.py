@@ -25,23 +25,28 @@ from tests.unit.test_audit_run import FACTS
 #: invariant -> the tests that hold it
 COVERED = {
     "1 ball, range, finite, shape, order, inputs untouched": [
+        "property/test_audit_levels.py::test_every_stored_image_lies_in_the_ball_and_shows_its_flag",
         "unit/test_attacks.py::test_stays_in_the_ball_and_leaves_no_trace",
         "property/test_threat.py::test_projection_is_into_the_ball_and_the_range_and_idempotent",
     ],
     "2 eps 0 and no steps leave the input": [
+        "property/test_audit_levels.py::test_eps_zero_changes_no_image",
         "unit/test_attacks.py::test_eps_zero_and_the_empty_batch_return_the_input",
         "unit/test_audit_run.py::test_eps_zero_leaves_clean_accuracy",
         "property/test_audit_invariants.py::test_no_effort_returns_the_input",
     ],
     "3 wrong when clean: never attacked, never robust": [
-        "unit/test_audit_run.py::test_wrong_when_clean_is_never_attacked_and_never_robust"
+        "property/test_audit_levels.py::test_every_stored_image_lies_in_the_ball_and_shows_its_flag",
+        "unit/test_audit_run.py::test_wrong_when_clean_is_never_attacked_and_never_robust",
     ],
     "4 a flag is what the stored image shows; a tie or no number is broken": [
+        "property/test_audit_levels.py::test_every_stored_image_lies_in_the_ball_and_shows_its_flag",
         "unit/test_audit_run.py::test_flags_are_what_the_stored_images_show",
         "unit/test_audit_checks.py::test_ties_and_non_numbers_are_never_robust",
     ],
     "5 the worst case is the AND; more attacks never raise it": [
-        "unit/test_audit_run.py::test_the_worst_case_is_the_and_over_attacks_and_more_attacks_never_raise_it"
+        "property/test_audit_levels.py::test_the_worst_case_is_the_and_over_every_level",
+        "unit/test_audit_run.py::test_the_worst_case_is_the_and_over_attacks_and_more_attacks_never_raise_it",
     ],
     "6 a warm-started ladder is monotone for every image; independent runs at growing eps fall within noise": [
         "unit/test_audit_ladder.py::test_a_fallen_image_never_rises_again",
@@ -49,15 +54,20 @@ COVERED = {
         "unit/test_audit_plots.py::test_the_ladder_is_what_s6_says",
     ],
     "7 the best loss is kept": [
+        "property/test_attack_invariants.py::test_what_comes_back_is_no_better_for_the_defender",
         "property/test_audit_invariants.py::test_the_best_loss_never_falls",
         "property/test_audit_invariants.py::test_what_comes_back_is_no_better_for_the_defender",
     ],
     "8 the same seed, no trace in random states, modes and gradients": [
+        "property/test_audit_levels.py::test_the_same_seed_gives_the_same_bits_and_leaves_no_trace",
+        "property/test_attack_invariants.py::test_an_exception_leaves_nothing_behind",
         "unit/test_attacks.py::test_stays_in_the_ball_and_leaves_no_trace",
         "unit/test_attacks.py::test_another_seed_is_another_search",
         "unit/test_attacks.py::test_state_is_restored_after_an_error",
     ],
     "9 batch size, order and shards": [
+        "property/test_audit_levels.py::test_batch_size_and_order_change_no_flag",
+        "property/test_audit_levels.py::test_two_shards_in_any_order_are_the_whole",
         "unit/test_audit_shards.py::test_white_box_attacks_of_a_whole_batch_too",
         "unit/test_square_ties.py::test_batch_order_and_company_change_nothing",
         "unit/test_rays.py::test_images_are_searched_each_for_itself",
@@ -70,6 +80,8 @@ COVERED = {
         "unit/test_audit_resume.py::test_another_identity_is_refused",
     ],
     "11 the radius of a linear model": [
+        "property/test_attack_invariants.py::test_no_attack_breaks_a_linear_net_within_its_radius",
+        "property/test_attack_invariants.py::test_strong_attacks_break_it_just_above",
         "unit/test_attacks.py::test_linear_radius_in_closed_form",
         "unit/test_audit_run.py::test_a_linear_engine_has_exactly_the_robust_accuracy_its_weights_say",
         "property/test_audit_invariants.py::test_no_attack_breaks_a_linear_model_within_its_radius",
@@ -95,6 +107,7 @@ COVERED = {
         "unit/test_audit_eight_bit.py::test_the_native_attack_returns_8_bit_images_of_the_ball",
     ],
     "17 queries are counted, budgets kept": [
+        "property/test_audit_levels.py::test_forward_calls_are_what_each_side_received",
         "unit/test_audit_run.py::test_forward_calls_are_what_the_engine_received",
         "unit/test_attacks.py::test_forwards_are_the_images_the_model_received",
         "property/test_audit_invariants.py::test_a_budget_is_never_exceeded",
