@@ -37,6 +37,7 @@ def _no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tester's own data and runs folders must not leak into a test."""
     for name in ("ROBUSTKD_DATA", "ROBUSTKD_RUNS", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ROBUSTKD_RTX_CACHE", "")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -187,8 +187,27 @@ class ICudaEngine(Recorded):
         return IExecutionContext(self._fake, self)
 
 
+class IRuntimeCache(Recorded):
+    _data = b""
+
+    def deserialize(self, data: bytes, /) -> bool:
+        self._data = data if data.startswith(b"kernels") else b""
+        return bool(self._data)
+
+    def serialize(self) -> bytes:
+        return b"kernels of this GPU" if self._fake.batches else self._data
+
+
 class IRuntimeConfig(Recorded):
     dynamic_shapes_kernel_specialization_strategy = cuda_graph_strategy = -1
+    _cache: Any = None
+
+    def create_runtime_cache(self) -> Any:
+        return IRuntimeCache(self._fake)
+
+    def set_runtime_cache(self, cache: Any, /) -> bool:
+        self._cache = cache
+        return True
 
 
 class IExecutionContext(Recorded):

@@ -10,6 +10,7 @@ import numpy as np
 from robustkd.engines._base import Images, Logits
 from robustkd.engines._driver import Device
 from robustkd.engines._plan import PlanKind
+from robustkd.engines._runtime_cache import RuntimeCache, cache_file
 from robustkd.engines._tensorrt import log_of
 from robustkd.errors import ArtifactError
 
@@ -42,6 +43,7 @@ class Session:
         if self._engine is None:
             raise self._refused("it is not accepted")
         self.settings: dict[str, Any] = {}
+        self._cache: RuntimeCache | None = None
         self._context = self._rtx_context() if kind == "rtx" else self._engine.create_execution_context()
         if self._context is None:
             raise self._refused("it gives no execution context")
@@ -57,6 +59,8 @@ class Session:
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
         self.settings = {"kernels": "eager", "cuda_graphs": False}
+        self._cache = RuntimeCache(config, cache_file(self._path))
+        self._log.lines.clear()  # that an older cache was rejected is no error of the engine
         return self._engine.create_execution_context(config)
 
     def _refused(self, reason: str) -> ArtifactError:
@@ -124,6 +128,9 @@ class Session:
         return out
 
     def close(self) -> None:
-        """Free context, engine, runtime and memory, in this order."""
+        """Keep the kernels compiled; free context, engine, runtime and memory, in this order."""
+        if self._cache is not None:
+            self._cache.save()
+        self._cache = None
         self._context = self._engine = self._runtime = None
         self.device.close()

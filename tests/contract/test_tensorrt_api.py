@@ -28,7 +28,7 @@ from tests.native import compiled
 from tests.unit.onnx_graphs import CLASSES, images, linear
 
 VERSIONS = ("10.3.0", "10.13.3.9", "11.4.0.106")
-OURS = [ROOT / "robustkd" / "engines" / f"_{name}.py" for name in ("session", "tensorrt")]
+OURS = [ROOT / "robustkd" / "engines" / f"_{name}.py" for name in ("session", "tensorrt", "runtime_cache")]
 OURS += [ROOT / "robustkd" / "exporting" / "trt" / f"{name}.py" for name in ("builder", "engine")]
 #: gone from TensorRT 11, or never strongly typed
 REMOVED = {
@@ -65,8 +65,12 @@ def touched(kind: str, tmp_path: Path) -> set[tuple[str, str]]:
     with pytest.raises(Exception, match="refuses the graph"):
         _build(fake, EngineOptions())
     (tmp_path / "m.engine").write_bytes(plan)
-    with (RtxEngine if kind == "rtx" else TrtEngine)(tmp_path / "m.engine", trust=True, platform=here) as engine:
-        engine.logits(images(3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTKD_RTX_CACHE", str(tmp_path / "kernels"))
+        for _ in range(2):  # the second time with what the first has kept
+            with (RtxEngine if kind == "rtx" else TrtEngine)(tmp_path / "m.engine", trust=True, platform=here) as engine:
+                engine.logits(images(3))
+    assert kind != "rtx" or ("IRuntimeCache", "deserialize") in fake.touched
     return fake.touched
 
 

@@ -78,6 +78,42 @@ def test_rtx_compiles_before_use_and_captures_nothing(tmp_path: Path) -> None:
     assert info.settings["kernels"] == "eager" and info.settings["cuda_graphs"] is False
 
 
+def test_rtx_keeps_what_it_compiled_and_drops_what_is_of_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUSTKD_RTX_CACHE", str(tmp_path / "kernels"))
+    made = fake("rtx")
+    plan = engine_bundle(tmp_path, made)
+    with RtxEngine(plan, platform=platform(made, ADA)):
+        assert not (tmp_path / "kernels").exists()
+    (kept,) = (tmp_path / "kernels").iterdir()
+    assert kept.read_bytes() == b"kernels of this GPU" and kept.stem in made_digest(plan)
+    again = fake("rtx")
+    with RtxEngine(plan, platform=platform(again, ADA)):
+        assert again.runtime_config._cache._data == b"kernels of this GPU"
+    kept.write_bytes(b"of another GPU")
+    other = fake("rtx")
+    with RtxEngine(plan, platform=platform(other, ADA)) as engine:
+        assert other.runtime_config._cache._data == b"" and engine.logits(images(2)).shape == (2, CLASSES)
+    assert kept.read_bytes() == b"kernels of this GPU"
+    monkeypatch.setenv("ROBUSTKD_RTX_CACHE", "")
+    without = fake("rtx")
+    with RtxEngine(plan, platform=platform(without, ADA)):
+        assert without.runtime_config._cache is None
+
+
+def made_digest(plan: Path) -> str:
+    from robustkd.bundle import sha256
+
+    return sha256(plan)
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("ROBUSTKD_RTX_CACHE", str(tmp_path / "file" / "kernels"))
+    made = fake("rtx")
+    with RtxEngine(engine_bundle(tmp_path, made), platform=platform(made, ADA)) as engine:
+        assert engine.logits(images(2)).shape == (2, CLASSES)
+
+
 def test_leaving_frees_the_device(tmp_path: Path) -> None:
     made, device = fake(), HostDevice()
     with TrtEngine(engine_bundle(tmp_path, made), platform=platform(made, device=lambda: device)):
