@@ -11,8 +11,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
-
 from robustkd.auditing.artifact import Shape, Subject
 from robustkd.auditing.facts import ArtifactFacts
 from robustkd.auditing.fresh import Reopen
@@ -21,7 +19,7 @@ from robustkd.auditing.verb import audit_shard as _audit_shard
 from robustkd.bundle import MANIFEST, Bundle
 from robustkd.engines._base import Engine
 from robustkd.engines._open import open_engine as load_engine
-from robustkd.engines.pytorch import PytorchEngine
+from robustkd.engines.pytorch import PytorchEngine, chosen, full_products
 from robustkd.exporting.verb import export, resolve
 from robustkd.recipe.reading import override, read, validate
 from robustkd.recipe.schema import Recipe, TeacherConfig
@@ -134,13 +132,19 @@ def distill(
 
 
 def open_teacher(
-    name: str, root: Path | None = None, *, trust_pickle: bool = False, listen: Listen = lambda event: None
+    name: str,
+    root: Path | None = None,
+    *,
+    device: str = "cpu",
+    trust_pickle: bool = False,
+    listen: Listen = lambda event: None,
 ) -> Subject:
     """The network of a teacher card, as an audit takes it: with the card's data set and threat model, and no source.
 
     Args:
         name: of the card.
         root: the data root, whose `teachers` may hold the weights; left out, ROBUSTKD_DATA, then ./data.
+        device: where it runs: `cpu`, `cuda`, or `auto`.
         trust_pickle: let a file run code when it is read, where its digest is on the card.
         listen: called with the events of a download.
 
@@ -154,7 +158,7 @@ def open_teacher(
         (wanted,),
         channels=card.channels,
         classes=card.classes,
-        device=torch.device("cpu"),
+        device=chosen(device),
         root=root,
         trust_pickle=trust_pickle,
         listen=listen,
@@ -166,14 +170,16 @@ def open_teacher(
 
     facts = ArtifactFacts(f"{TEACHER}{name}", origins[0]["sha256"])
     home = runs_folder() / f"teacher-{name}" / "audit"
-    again = Reopen("robustkd.api:reopen_teacher", json.dumps([name, str(root) if root else None, trust_pickle]))
+    again = Reopen("robustkd.api:reopen_teacher", json.dumps([name, str(root) if root else None, trust_pickle, device]))
     return Subject(facts, engine, home, net=net, recipe={"dataset": card.dataset}, threat=card.threat, reopen=again)
 
 
 def reopen_teacher(told: str, shape: Shape) -> Engine:
-    """The engine of a teacher, in a fresh process: `told` is its name, the data root and whether its file may run code."""
-    name, root, trusted = json.loads(told)
-    return open_teacher(name, Path(root) if root else None, trust_pickle=trusted).engine(shape)
+    """The engine of a teacher, in a fresh process: its name, the data root, whether its file may run code, its device."""
+    name, root, trusted, device = json.loads(told)
+    if device != "cpu":
+        full_products().__enter__()  # the process ends with the audit's last question
+    return open_teacher(name, Path(root) if root else None, device=device, trust_pickle=trusted).engine(shape)
 
 
 def _knowing_teachers(verb: V) -> V:
@@ -182,7 +188,8 @@ def _knowing_teachers(verb: V) -> V:
     @wraps(verb)
     def knowing(artifact: Path | str | Subject, **options: Any) -> Any:
         if isinstance(artifact, str) and artifact.startswith(TEACHER):
-            artifact = open_teacher(artifact.removeprefix(TEACHER), options.get("data_root"))
+            name, device = artifact.removeprefix(TEACHER), options.get("device", "cpu")
+            artifact = open_teacher(name, options.get("data_root"), device=device)
         return verb(artifact, **options)
 
     return cast(V, knowing)

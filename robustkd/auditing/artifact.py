@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from robustkd.auditing.facts import ArtifactFacts, SourceModel
 from robustkd.auditing.fresh import Reopen
 from robustkd.bundle import MANIFEST, Bundle, sha256
 from robustkd.engines._base import Engine
-from robustkd.errors import ArtifactError
+from robustkd.errors import ArtifactError, ConfigError
 from robustkd.threat import ThreatModel
 
 if TYPE_CHECKING:
     from torch import nn
 
 Shape = tuple[int, int, int]
+Runtime = Literal["onnxruntime", "onnx-torch"]
+"""What runs an .onnx file: ONNX Runtime, as it is used, or the same graph in torch, which knows GPUs."""
 
 #: what is done without a source
 _ALONE = ": it is attacked through its own graph and held against no source; give --source"
@@ -48,11 +51,6 @@ class Subject:
     reopen: Reopen | None = None
 
 
-def reopen_checkpoint(path: str, shape: Shape) -> Engine:
-    """The engine of a checkpoint bundle, in a fresh process."""
-    return open_subject(Path(path)).engine(shape)
-
-
 def reopen_trusted(path: str, shape: Shape) -> Engine:
     """The engine of a file that the user trusts, in a fresh process."""
     from robustkd.engines._open import open_engine
@@ -60,12 +58,24 @@ def reopen_trusted(path: str, shape: Shape) -> Engine:
     return open_engine(Path(path), trust=True)
 
 
-def open_subject(path: Path, *, trust: bool = False) -> Subject:
+def reopen_placed(told: str, shape: Shape) -> Engine:
+    """The engine of a network or graph that runs in torch on some device, in a fresh process."""
+    path, device, runtime = json.loads(told)
+    if device != "cpu":
+        from robustkd.engines.pytorch import full_products
+
+        full_products().__enter__()  # the process ends with the audit's last question
+    return open_subject(Path(path), device=device, runtime=runtime).engine(shape)
+
+
+def open_subject(path: Path, *, trust: bool = False, device: str = "cpu", runtime: Runtime | None = None) -> Subject:
     """Open a bundle folder (checkpoint, onnx or engine) or a bare file; a bundle around the file is taken into account.
 
     Args:
         path: the folder or file.
         trust: load a TensorRT engine that no manifest vouches for.
+        device: where a checkpoint runs, or an .onnx file in torch.
+        runtime: of an .onnx file; left out, ONNX Runtime, which runs it on the CPU.
 
     Raises:
         ArtifactError: it is missing, damaged, not vouched for, or nothing that can be audited.
@@ -75,7 +85,9 @@ def open_subject(path: Path, *, trust: bool = False) -> Subject:
         raise ArtifactError("there is no such file or folder", where=str(path), fix="name a bundle or an .onnx file")
     bundle = _bundle_of(path)
     if bundle is not None and bundle.manifest.kind == "checkpoint":
-        return _checkpoint(bundle)
+        if runtime is not None:
+            raise ConfigError("a checkpoint runs in torch as it is", where=f"--runtime {runtime}", fix="leave it out")
+        return _checkpoint(bundle, device)
     if bundle is not None and bundle.manifest.kind not in ("onnx", "engine"):
         raise ArtifactError(
             f"a bundle of kind {bundle.manifest.kind} cannot be audited",
@@ -93,11 +105,30 @@ def open_subject(path: Path, *, trust: bool = False) -> Subject:
     file = path if bundle is None else bundle.file(".engine" if bundle.manifest.kind == "engine" else ".onnx")
     if path.suffix == ".onnx" and path.is_file():
         file = path  # the graph inside an engine bundle can be audited too
-    engine = _genuine(open_engine(file, trust=trust), file)
+    if runtime == "onnx-torch":
+        engine, again = _in_torch(file, device), _placed(file, device, runtime)
+    else:
+        engine, again = _genuine(open_engine(file, trust=trust), file), _again(file, trust=trust)
     if bundle is None:
-        again = _again(path, trust=trust)
         return Subject(_facts(path), lambda shape: engine, path.parent / f"{path.stem}-audit", reopen=again)
-    return _of_bundle(bundle, file, engine, trust=trust)
+    return _of_bundle(bundle, file, engine, again)
+
+
+def _in_torch(file: Path, device: str) -> Engine:
+    if file.suffix != ".onnx":
+        raise ConfigError(
+            f"{file.name} is no graph that torch can run",
+            where="--runtime onnx-torch",
+            fix="name an .onnx file, or leave it out",
+        )
+    from robustkd.engines.onnx_torch import OnnxTorchEngine
+    from robustkd.engines.pytorch import chosen
+
+    return OnnxTorchEngine(file, device=chosen(device))
+
+
+def _placed(path: Path, device: str, runtime: Runtime | None = None) -> Reopen:
+    return Reopen("robustkd.auditing.artifact:reopen_placed", json.dumps([str(path.resolve()), device, runtime]))
 
 
 def _genuine(engine: Engine, file: Path) -> Engine:
@@ -119,13 +150,8 @@ def _facts(file: Path) -> ArtifactFacts:
     return ArtifactFacts(str(file), sha256(file))
 
 
-def _of_bundle(bundle: Bundle, file: Path, engine: Engine, net: nn.Module | None = None, *, trust: bool = False) -> Subject:
+def _of_bundle(bundle: Bundle, file: Path, engine: Engine, again: Reopen, net: nn.Module | None = None) -> Subject:
     told = bundle.manifest
-    again = (
-        _again(file, trust=trust)
-        if net is None
-        else Reopen("robustkd.auditing.artifact:reopen_checkpoint", str(bundle.path.resolve()))
-    )
     twin = told.kind == "engine" and file.suffix == ".onnx"
     home = bundle.path / ("audit-onnx" if twin else "audit")
     return Subject(_facts(file), lambda shape: engine, home, bundle, net, told.recipe, told.threat, again)
@@ -145,25 +171,26 @@ def _bundle_of(path: Path) -> Bundle | None:
     return None
 
 
-def _checkpoint(bundle: Bundle) -> Subject:
-    from robustkd.engines.pytorch import PytorchEngine
+def _checkpoint(bundle: Bundle, device: str = "cpu") -> Subject:
+    from robustkd.engines.pytorch import PytorchEngine, chosen
     from robustkd.models._files import load_net
 
-    net, info, file = load_net(bundle), bundle.manifest.model, bundle.file("model.safetensors")
+    net, info, file = load_net(bundle).to(chosen(device)), bundle.manifest.model, bundle.file("model.safetensors")
     if info is None:
         raise ArtifactError(
             "the manifest does not say what the model is", where=str(bundle.path), fix="distill it again with this version"
         )
     engine = PytorchEngine(net, input_shape=info.input_shape, classes=len(info.classes))
-    return _of_bundle(bundle, file, engine, net)
+    return _of_bundle(bundle, file, engine, _placed(bundle.path, device), net)
 
 
-def find_source(subject: Subject, given: Path | None, say: Callable[[str], None]) -> SourceModel | None:
+def find_source(subject: Subject, given: Path | None, say: Callable[[str], None], device: str = "cpu") -> SourceModel | None:
     """The checkpoint given, or the one a bundle comes from where it lies beside it with the right digest.
 
     Raises:
         ArtifactError: the checkpoint given is none.
     """
+    from robustkd.engines.pytorch import chosen
     from robustkd.models._files import load_net
 
     if given is not None:
@@ -176,7 +203,7 @@ def find_source(subject: Subject, given: Path | None, say: Callable[[str], None]
             return None
         bundle = found
     file = bundle.file("model.safetensors")
-    return SourceModel(load_net(bundle), str(file), sha256(file))
+    return SourceModel(load_net(bundle).to(chosen(device)), str(file), sha256(file))
 
 
 def _parent(subject: Subject, say: Callable[[str], None]) -> Bundle | None:

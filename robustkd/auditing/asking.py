@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from robustkd.auditing.artifact import Subject, find_source, open_subject
+from robustkd.auditing.artifact import Runtime, Subject, find_source, open_subject
 from robustkd.auditing.graph import graph_wanted
 from robustkd.auditing.kit import check_place
 from robustkd.auditing.run import Order
@@ -43,6 +43,8 @@ class Ask:
     resume: bool
     save_kit: Path | None
     say: Callable[[str], None]
+    device: str = "cpu"
+    runtime: Runtime | None = None
 
     @contextmanager
     def order(self, folder: Path, *, resume: bool, shards: tuple[Path, ...] = ()) -> Iterator[Order]:
@@ -52,7 +54,7 @@ class Ask:
         spec = self.dataset or self.subject.recipe.get("dataset")
         images, index = _images(spec, self.data_root, self.config.n, self.seed, self.say)
         with self.subject.engine(images.shape) as engine:
-            source = find_source(self.subject, self.source, self.say)
+            source = find_source(self.subject, self.source, self.say, self.device)
             yield Order(
                 engine,
                 artifact=self.subject.facts,
@@ -69,6 +71,7 @@ class Ask:
                     source=source is not None,
                     precision=engine.info.precision,
                     policy=self.policy,
+                    device=self.device,
                 ),
                 seed=self.seed,
                 folder=folder,
@@ -106,6 +109,8 @@ def ask(
     save_kit: Path | None = None,
     output: Path | None = None,
     progress: Callable[[str], None] | None = None,
+    device: str = "cpu",
+    runtime: Runtime | None = None,
     **options: Any,
 ) -> Ask:
     """Put an order together; the arguments are those of `robustkd.audit`, its other options go to `AuditConfig`.
@@ -116,7 +121,8 @@ def ask(
     """
     if save_kit is not None:
         check_place(save_kit)
-    subject = artifact if isinstance(artifact, Subject) else open_subject(Path(artifact))
+    device = "cpu" if device == "cpu" else str(_chosen(device))
+    subject = artifact if isinstance(artifact, Subject) else open_subject(Path(artifact), device=device, runtime=runtime)
     config = _config(subject.recipe, **options)
     if save_kit is not None and config.stochastic:
         raise ConfigError(
@@ -137,7 +143,15 @@ def ask(
         resume=resume,
         save_kit=save_kit,
         say=progress or (lambda line: None),
+        device=device,
+        runtime=runtime,
     )
+
+
+def _chosen(device: str) -> Any:
+    from robustkd.engines.pytorch import chosen
+
+    return chosen(device)
 
 
 def _config(recipe: dict[str, Any], **options: Any) -> AuditConfig:
@@ -203,6 +217,7 @@ def _finished(ask: Ask) -> AuditResult:
         raise ArtifactError("result.json is damaged", where=str(folder), fix="delete the folder and audit again") from error
     wanted = {**ask.policy.model_dump(), "bounds": bounds_told(ask.policy.gates, ask.config)}
     same = (result.artifact.sha256, result.threat, result.seed) == (ask.subject.facts.sha256, ask.threat, ask.seed)
+    same &= ask.runtime in (None, result.artifact.runtime)
     if not same or result.policy != wanted:
         raise ArtifactError("another audit is here", where=str(folder), fix="choose another --output")
     return result

@@ -15,6 +15,7 @@ from robustkd.auditing.sides import Side, read
 from robustkd.bundle import Bundle
 from robustkd.catalog import Shelf
 from robustkd.engines._base import Images, Logits
+from robustkd.engines.pytorch import device_of
 from robustkd.errors import ArtifactError
 from robustkd.recipe.policy import Policy
 from robustkd.result import Check
@@ -43,17 +44,26 @@ class Graph:
     why: str = ""
 
 
-def rebuild(file: Path) -> Graph:
-    """The graph of an ONNX file; nothing is raised for what the importer does not cover."""
+def rebuild(file: Path, device: torch.device | str = "cpu") -> Graph:
+    """The graph of an ONNX file on a device; nothing is raised for what the importer does not cover."""
     from robustkd.engines.importer.load import import_onnx
 
     try:
-        return Graph(import_onnx(file, log_probabilities=True))
+        return Graph(import_onnx(file, log_probabilities=True).to(device))
     except ArtifactError as error:
         return Graph(None, error.what)
 
 
-def graph_wanted(file: Path, bundle: Bundle | None, *, net: bool, source: bool, precision: str, policy: Policy) -> Graph | None:
+def graph_wanted(
+    file: Path,
+    bundle: Bundle | None,
+    *,
+    net: bool,
+    source: bool,
+    precision: str,
+    policy: Policy,
+    device: torch.device | str = "cpu",
+) -> Graph | None:
     """The rebuilt graph of the file under audit, or of the one its engine was built from, where gradients of it are wanted.
 
     Without a network or a source it is the only one that has any; beside a source it serves quantised engines, if the
@@ -66,12 +76,13 @@ def graph_wanted(file: Path, bundle: Bundle | None, *, net: bool, source: bool, 
         source: there is a checkpoint to hold it against.
         precision: of the engine.
         policy: how hard the audit tries.
+        device: where the graph goes.
     """
     if net or (source and not (policy.twins > 1 and precision.startswith("int8"))):
         return None
     if file.suffix != ".onnx" and bundle is not None:
         file = next((bundle.path / name for name in sorted(bundle.manifest.files) if name.endswith(".onnx")), file)
-    return rebuild(file) if file.suffix == ".onnx" else None
+    return rebuild(file, device) if file.suffix == ".onnx" else None
 
 
 def agrees(net: nn.Module, engine: Side, x: Images, y: Labels, threat: ThreatModel, kind: Kind, seed: int) -> Check:
@@ -88,7 +99,8 @@ def agrees(net: nn.Module, engine: Side, x: Images, y: Labels, threat: ThreatMod
     """
     x, y = x[:SAMPLE], y[:SAMPLE]
     attack = Shelf("attacks").get("pgd")(steps=STEPS)
-    found = attack.perturb(net, torch.from_numpy(x), torch.from_numpy(y), threat, seed=seed).x_adv.numpy()
+    images, labels = (torch.from_numpy(values).to(device_of(net)) for values in (x, y))
+    found = attack.perturb(net, images, labels, threat, seed=seed).x_adv.cpu().numpy()
     rows = [_distance(net, engine, images, y, kind) for images in (x, found)]
     n, same = len(x), [len(x) - odd for odd, _ in rows]
     share = sum(same) / (2 * n)
@@ -112,11 +124,12 @@ def _distance(net: nn.Module, engine: Side, x: Images, y: Labels, kind: Kind) ->
 
 @torch.no_grad()
 def _answers(net: nn.Module, x: Images, kind: Kind) -> Logits:
-    parts = [net(torch.from_numpy(np.ascontiguousarray(x[i : i + 64]))) for i in range(0, len(x), 64)]
+    place = device_of(net)
+    parts = [net(torch.from_numpy(np.ascontiguousarray(x[i : i + 64])).to(place)) for i in range(0, len(x), 64)]
     found = torch.cat(parts)
     if kind == "probabilities" and bool((found <= 0).all()):  # the importer gives their logarithm
         found = found.exp()
-    answers: Logits = found.float().numpy()
+    answers: Logits = found.float().cpu().numpy()
     return answers
 
 

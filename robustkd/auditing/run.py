@@ -39,6 +39,7 @@ from robustkd.auditing.summary import counts_of, side_of
 from robustkd.auditing.verdict import BLIND, difference, judge
 from robustkd.datasets._base import ImageSet
 from robustkd.engines._base import Engine, Images
+from robustkd.engines.pytorch import device_of
 from robustkd.errors import ArtifactError
 from robustkd.recipe.policy import AuditConfig, Gates, Policy, bounds_told, gates_of
 from robustkd.result import Artifact, AttackResult, AuditResult, Check, Dataset, Source
@@ -201,7 +202,7 @@ def _begin(order: Order, shard: Shard) -> _Work:
     judge_e = side_of_engine(engine, audit.batch_size, stochastic=True) if audit.stochastic else one
     logits = one.logits(x)
     kind = probes.output_kind(logits)
-    device = _device(net)
+    device = device_of(net) if net is not None else torch.device("cpu")
     judge_s = network_side(source.net, device, order.images, audit) if source else None
     own = order.own
     other = (judge_s or network_side(own, device, order.images, audit)).judge(x, y) if own is not None else None
@@ -325,11 +326,6 @@ def _fits(engine: Engine, images: ImageSet) -> None:
             where=images.name,
             fix="choose the data set the model was trained on",
         )
-
-
-def _device(net: nn.Module | None) -> torch.device:
-    parameter = next(net.parameters(), None) if net is not None else None
-    return parameter.device if parameter is not None else torch.device("cpu")
 
 
 def _probe(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robustkd.auditing.artifact import Subject
+from robustkd.auditing.artifact import Runtime, Subject
 from robustkd.auditing.asking import Ask, ask
 from robustkd.auditing.kit import save_kit as write_kit
 from robustkd.auditing.latency import with_speed
@@ -37,6 +38,9 @@ def audit(
     min_robust: float | None = None,
     min_clean: float | None = None,
     stochastic: bool | None = None,
+    batch_size: int | None = None,
+    device: str = "cpu",
+    runtime: Runtime | None = None,
     seed: int = 0,
     resume: bool = False,
     merge: Sequence[Path] = (),
@@ -60,6 +64,9 @@ def audit(
         min_robust: floor of robust accuracy in percent.
         min_clean: floor of clean accuracy in percent.
         stochastic: the engine is random on purpose; it is judged by the majority of several draws.
+        batch_size: images at a time; part of what is audited, for another one rounds differently.
+        device: where the networks that are attacked run: `cpu`, `cuda`, or `auto`, a GPU where there is one. TF32 is off.
+        runtime: of an .onnx file: `onnxruntime`, or `onnx-torch`, which runs the same graph on the device.
         seed: of the choice of images and of all attacks.
         resume: continue an interrupted audit; a finished one of the same kind is returned as it is.
         merge: finished shards of this audit (see `audit_shard`), which are all that is missing of it.
@@ -90,13 +97,16 @@ def audit(
         min_robust=min_robust,
         min_clean=min_clean,
         stochastic=stochastic,
+        batch_size=batch_size,
+        device=device,
+        runtime=runtime,
         seed=seed,
         resume=resume,
         save_kit=save_kit,
         output=output,
         progress=progress,
     )
-    with graceful(), locked(asked.folder):
+    with graceful(), _exact(asked), locked(asked.folder):
         if (found := asked.found()) is not None:
             return found, asked.folder
         return _whole(asked, merge), asked.folder
@@ -123,7 +133,7 @@ def audit_shard(artifact: Path | str | Subject, shard: str, **options: Any) -> t
             "an engine that is random gives every shard other clean answers", where="--shard", fix="audit it in one piece"
         )
     home = shard_folder(asked.folder, part)
-    with graceful():
+    with graceful(), _exact(asked):
         with locked(home):
             if (found := asked.found()) is not None:
                 return found, asked.folder, ()
@@ -134,6 +144,15 @@ def audit_shard(artifact: Path | str | Subject, shard: str, **options: Any) -> t
             if absent := missing(s for s in finished([asked.folder]) if s.total == part.total):
                 return None, home, tuple(map(str, absent))
             return _whole(asked, ()), asked.folder, ()
+
+
+def _exact(asked: Ask) -> AbstractContextManager[None]:
+    """On a GPU, products in all of float32: an fp32 file is to be audited as fp32."""
+    if asked.device == "cpu":
+        return nullcontext()
+    from robustkd.engines.pytorch import full_products
+
+    return full_products()
 
 
 def _part(asked: Ask, shard: Shard, home: Path) -> None:

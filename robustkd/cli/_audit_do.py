@@ -80,9 +80,11 @@ def _subject(artifact: str, asked: dict[str, Any], trust: Trust) -> Subject | st
     if artifact.startswith(api.TEACHER):
         with Downloads() as listen:
             name = artifact.removeprefix(api.TEACHER)
-            return api.open_teacher(name, asked.get("data_root"), trust_pickle=trust.pickle, listen=listen)
+            return api.open_teacher(
+                name, asked.get("data_root"), device=asked.get("device", "cpu"), trust_pickle=trust.pickle, listen=listen
+            )
     if trust.engine:
         from robustkd.auditing.artifact import open_subject
 
-        return open_subject(Path(artifact), trust=True)
+        return open_subject(Path(artifact), trust=True, device=asked.get("device", "cpu"), runtime=asked.get("runtime"))
     return artifact

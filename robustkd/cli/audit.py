@@ -39,6 +39,14 @@ def audit(
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="The engine is random on purpose: judge the majority of 16 draws.")
     ] = False,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help="Images at a time.")] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Where networks are attacked: cpu, cuda, or auto, a GPU where there is one.")
+    ] = "cpu",
+    runtime: Annotated[
+        Literal["onnxruntime", "onnx-torch"] | None,
+        typer.Option("--runtime", help="Of an .onnx file; onnx-torch runs its graph on --device. Left out, onnxruntime."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of images and of all attacks.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted audit.")] = False,
     shard: Annotated[
@@ -84,6 +92,9 @@ def audit(
             "norm": norm,
             "policy": policy,
             "stochastic": stochastic or None,
+            "batch_size": batch_size,
+            "device": device if device != "cpu" else None,
+            "runtime": runtime,
             "seed": seed or None,
             "resume": resume or None,
             "save_kit": save_kit,

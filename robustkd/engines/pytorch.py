@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from robustkd.engines._base import EngineInfo, Images, Logits, check_images
+from robustkd.errors import RequirementError
 
 
 @contextmanager
@@ -26,6 +27,39 @@ def evaluating(net: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module in trained:
             module.training = True
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Where a network's tensors are; the CPU where it has none."""
+    return next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
+
+
+def chosen(device: str) -> torch.device:
+    """The device of a name: `cpu`, `cuda`, `cuda:1`, or `auto`, a GPU where there is one.
+
+    Raises:
+        RequirementError: it is a GPU, and torch sees none here.
+    """
+    there = torch.cuda.is_available()
+    if device.startswith("cuda") and not there:
+        raise RequirementError(
+            f"torch {torch.__version__} sees no GPU here",
+            where=f"device {device}",
+            fix="see `robustkd doctor`; or take the CPU",
+        )
+    return torch.device(("cuda" if there else "cpu") if device == "auto" else device)
+
+
+@contextmanager
+def full_products() -> Iterator[None]:
+    """Products and convolutions in all of float32: TF32, which torch leaves on for convolutions, keeps 10 bits of it."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32
+    cuda.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32 = before
 
 
 class PytorchEngine:
@@ -51,7 +85,7 @@ class PytorchEngine:
         chunk: int = 256,
     ) -> None:
         self.net, self._chunk = net, chunk
-        self._device = next((t.device for t in chain(net.parameters(), net.buffers())), torch.device("cpu"))
+        self._device = device_of(net)
         self.info = EngineInfo(
             runtime="pytorch",
             runtime_version=str(torch.__version__),
