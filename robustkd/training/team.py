@@ -165,6 +165,7 @@ def _accelerator(device: str) -> Any:
     """Accelerate without its mixed precision, which would reach into the attack."""
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
     except ImportError as error:
         raise RequirementError("training needs Accelerate", where=str(error), fix="pip install 'robustkd[train]'") from error
     if device == "cuda" and not torch.cuda.is_available():
@@ -174,4 +175,6 @@ def _accelerator(device: str) -> Any:
     # without a GPU Accelerate joins processes only when told that it is on a CPU; else each would train alone
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     cpu = device == "cpu" or (launched and not torch.cuda.is_available())
+    if not launched:  # Accelerate keeps to the first device a process had: a second run may be on another one
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[ddp])
