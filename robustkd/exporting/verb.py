@@ -98,6 +98,9 @@ def _real_images(path: Path, data: Path | None) -> Images | None:
         return None
 
 
+_GIVE = "give a checkpoint bundle, its run, or an .onnx file"
+
+
 def find_checkpoint(given: Path | None) -> Path:
     """The checkpoint's folder: as given, around the file given, or inside the run given; an .onnx file is left as it is.
 
@@ -111,10 +114,10 @@ def find_checkpoint(given: Path | None) -> Path:
         _log.info("the newest checkpoint is %s", newest)
         return newest
     if not given.exists():
-        raise ArtifactError(
-            "there is no such checkpoint or file", where=str(given), fix="give a checkpoint bundle, its run, or an .onnx file"
-        )
+        raise ArtifactError("there is no such checkpoint or file", where=str(given), fix=_GIVE)
     if given.is_file():
+        if given.suffix not in (".onnx", ".safetensors") and given.name != MANIFEST:
+            raise ArtifactError(f"{given.name} is no checkpoint", where=str(given), fix=_GIVE)
         return given if given.suffix == ".onnx" else given.parent
     inside = given / "checkpoint"
     return inside if (inside / MANIFEST).is_file() and not (given / MANIFEST).is_file() else given

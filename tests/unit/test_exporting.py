@@ -161,6 +161,9 @@ class TestCheckpoint:
             pass
         with pytest.raises(ArtifactError, match="of kind onnx, not checkpoint"):
             export(tmp_path / "x")
+        (tmp_path / "images.npz").write_bytes(b"")
+        with pytest.raises(ArtifactError, match=r"images\.npz is no checkpoint"):
+            find_checkpoint(tmp_path / "images.npz")
         with pytest.raises(ArtifactError, match="there is no such checkpoint"):
             export(tmp_path / "gone")
         (tmp_path / "empty").mkdir()
