@@ -123,7 +123,7 @@ def survivors(name: str, knobs: dict[str, int], net: nn.Module, x: Tensor, y: Te
 def answered(net: nn.Module, x: Tensor, y: Tensor) -> Flags:
     """Where the network gives the label."""
     parts = [net(x[first : first + BATCH]).argmax(1) for first in range(0, len(x), BATCH)]
-    return np.asarray((torch.cat(parts) == y).numpy())
+    return np.asarray((torch.cat(parts) == y).cpu().numpy())
 
 
 def _speed(bundle: Bundle, recipe: Recipe) -> dict[str, float]:

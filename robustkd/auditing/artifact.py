@@ -24,6 +24,8 @@ Runtime = Literal["onnxruntime", "onnx-torch"]
 
 #: what is done without a source
 _ALONE = ": it is attacked through its own graph and held against no source; give --source"
+#: given in place of a source: none, though there is one
+NO_SOURCE = Path("none")
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def _checkpoint(bundle: Bundle, device: str = "cpu") -> Subject:
 
 
 def find_source(subject: Subject, given: Path | None, say: Callable[[str], None], device: str = "cpu") -> SourceModel | None:
-    """The checkpoint given, or the one a bundle comes from where it lies beside it with the right digest.
+    """The checkpoint given, or the one a bundle comes from where it lies beside it with the right digest; `none` is none.
 
     Raises:
         ArtifactError: the checkpoint given is none.
@@ -193,6 +195,9 @@ def find_source(subject: Subject, given: Path | None, say: Callable[[str], None]
     from robustkd.engines.pytorch import chosen
     from robustkd.models._files import load_net
 
+    if given == NO_SOURCE and not given.exists():
+        say(f"as asked{_ALONE.partition(';')[0]}")
+        return None
     if given is not None:
         inside = given / "checkpoint"
         folder = inside if (inside / MANIFEST).is_file() and not (given / MANIFEST).is_file() else given

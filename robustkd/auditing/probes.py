@@ -179,7 +179,7 @@ def agreement(engine: Judged, other: Judged, tolerance: float, *, paired: bool) 
             f"parity is broken: engine and source agree on {same} of {n} clean images",
             where="S5 clean agreement",
             fix="give the checkpoint this engine was made from, check channel order, range and normalisation; "
-            "or audit without a source",
+            "or audit without a source: --source none",
         )
     b = int((other.robust & ~engine.robust).sum())
     c = int((engine.robust & ~other.robust).sum())

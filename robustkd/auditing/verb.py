@@ -53,7 +53,7 @@ def audit(
     Args:
         artifact: a bundle folder (checkpoint or onnx), a bare .onnx file, or what is open already;
             `robustkd.audit` also takes `teacher:NAME`.
-        source: the checkpoint to hold it against; left out, the parent of the bundle where it is found.
+        source: the checkpoint to hold it against, or `none`; left out, the parent of the bundle where it is found.
         dataset: a name on the shelf, a folder or an .npz; left out, that of the bundle's recipe.
         data_root: where the data sets are.
         n: test images, the first n in an order set by `seed`.

@@ -17,7 +17,7 @@ def audit(
         str, typer.Argument(metavar="ARTIFACT", help="A bundle folder, a bare .onnx or .engine file, or teacher:NAME.")
     ],
     source: Annotated[
-        Path | None, typer.Option("--source", help="Checkpoint to hold it against; left out, the bundle's parent.")
+        Path | None, typer.Option("--source", help="Checkpoint to hold it against, or none; left out, the bundle's parent.")
     ] = None,
     dataset: Annotated[
         str | None, typer.Option("--dataset", metavar="D", help="Data set name, folder or .npz; left out, the bundle's.")

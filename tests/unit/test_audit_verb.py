@@ -147,6 +147,13 @@ def test_a_bare_file_with_a_source(home, tmp_path, policy):
     assert result.difference is not None and result.verdict.status == "pass"
 
 
+def test_a_bundle_is_audited_without_its_source_where_that_is_asked_for(home, tmp_path):
+    said = []
+    result, _ = audit(home / "cpu-fp32", source="none", min_clean=1, n=8, output=tmp_path / "alone", progress=said.append)
+    assert result.source is None and result.source_model is None and result.difference is None
+    assert any("held against no source" in line for line in said)
+
+
 def test_a_moved_bundle_says_that_its_source_is_missing(home, tmp_path):
     import shutil
 
