@@ -135,10 +135,8 @@ def tell(asked: argparse.Namespace, found: dict[str, Any], command: list[str]) -
     top = "A dry run: the figures mean nothing.\n\n" if asked.dry else ""
     first = next(iter(found.values()), None)
     if first is not None:
-        top += f"{first['n']} test images, seed {first['seed']}, policy {Path(asked.policy).name}, {first['device']}. Percent with "
-        top += "95 % intervals; the loss is paired, image by image, against the checkpoint under the same attacks.
-
-"
+        top += f"{first['n']} test images, seed {first['seed']}, policy {Path(asked.policy).name}, {first['device']}. Percent, "
+        top += "95 % intervals; the loss is paired, image by image, against the checkpoint under the same attacks.\n\n"
     write_text(asked.output / "export_loss.md", top + table(head, lines))
 
 
