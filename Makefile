@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "robustkd needs Python 3.10 or newer; name one: make setup PYTHON=python3.11" >&2; exit 4; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "python3 cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 4; }
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,report,rtx,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[train,report,rtx,timm,dev]'
 	@touch $@
 
 demo: setup  ## the whole chain on embedded images: distill, export, audit, report

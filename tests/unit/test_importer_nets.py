@@ -45,20 +45,26 @@ def check(net: nn.Module, file: Path, shape: tuple[int, int, int], *, n: int = 8
     """Imported = runtime = network, and the gradient of the input is the network's; tolerances relative to the range."""
     module = import_onnx(file)
     x = np.random.default_rng(1).random((n, *shape), dtype=np.float32)
-    z, w = (torch.from_numpy(x).requires_grad_(True) for _ in range(2))
-    got, own = module(z), net(w)
-    unit = max(float(np.ptp(own.detach().numpy())), 1e-3)
+    with torch.no_grad():
+        got, own = (part(torch.from_numpy(x)) for part in (module, net))
+    unit = max(float(np.ptp(own.numpy())), 1e-3)
     runtime = OrtEngine(file, threads=1, optimize=False).logits(x)
-    np.testing.assert_allclose(got.detach().numpy(), runtime, atol=2e-6 * max(1.0, 5 * unit), rtol=0)
-    np.testing.assert_allclose(got.detach().numpy(), own.detach().numpy(), atol=1e-5 * max(1.0, unit), rtol=0)
-    y = own.argmax(1).detach()
-    of_import, of_net = (
-        torch.autograd.grad(nn.functional.cross_entropy(out, y, reduction="sum"), leaf)[0] for out, leaf in ((got, z), (own, w))
-    )
+    np.testing.assert_allclose(got.numpy(), runtime, atol=2e-6 * max(1.0, 5 * unit), rtol=0)
+    np.testing.assert_allclose(got.numpy(), own.numpy(), atol=1e-5 * max(1.0, unit), rtol=0)
+    # in float64, for rounding decides on which side of its corner an activation is; of any sum of logits, for the cross
+    # entropy of a random network may be saturated
+    ways = torch.randn(own.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    of_import, of_net = (_gradient(part, x, ways) for part in (module.double(), copy.deepcopy(net).double()))
     size = of_net.abs().amax()
     assert size > 0
-    torch.testing.assert_close(of_import / size, of_net / size, atol=1e-3, rtol=0)
+    torch.testing.assert_close(of_import / size, of_net / size, atol=1e-4, rtol=0)
     assert not any(p.requires_grad for p in module.parameters())
+
+
+def _gradient(net: nn.Module, x: Any, ways: torch.Tensor) -> torch.Tensor:
+    leaf = torch.from_numpy(x).double().requires_grad_(True)
+    (grad,) = torch.autograd.grad((net(leaf) * ways).sum(), leaf)
+    return grad
 
 
 OURS = ("resnet18", "mobilenet-v2")
@@ -251,28 +257,59 @@ def test_any_chain_of_layers(layers: list[str], seed: int, opset: int) -> None:
     np.testing.assert_allclose(imported(graph)(torch.from_numpy(x)).numpy(), by_runtime(graph, x), rtol=1e-4, atol=1e-5)
 
 
-# --- torchvision ------------------------------------------------------------------------------------------------------
+# --- networks of libraries ----------------------------------------------------------------------------------------------
 
+#: of each library the two that are tried every time, and the rest
 VISION = (
-    "convnext_tiny",
-    "densenet121",
-    "efficientnet_b0",
-    "googlenet",
-    "mnasnet0_5",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "regnet_y_400mf",
-    "resnet18",
-    "shufflenet_v2_x0_5",
-    "squeezenet1_0",
+    ("mobilenet_v3_small", "resnet18"),
+    (
+        "convnext_tiny",
+        "densenet121",
+        "efficientnet_b0",
+        "googlenet",
+        "mnasnet0_5",
+        "mobilenet_v2",
+        "regnet_y_400mf",
+        "shufflenet_v2_x0_5",
+        "squeezenet1_0",
+    ),
+)
+TIMM = (
+    ("mobilenetv3_small_050", "resnet10t"),
+    (
+        "convnext_atto",
+        "densenet121",
+        "edgenext_xx_small",
+        "efficientnet_lite0",
+        "ghostnet_050",
+        "mixnet_s",
+        "mobilenetv2_050",
+        "mobilenetv4_conv_small",
+        "regnetx_002",
+        "repvgg_a0",
+        "resnet18",
+        "tf_efficientnet_b0",
+    ),
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", VISION)
+def some(names: tuple[tuple[str, ...], tuple[str, ...]]) -> list[Any]:
+    quick, slow = names
+    return [*quick, *(pytest.param(name, marks=pytest.mark.slow) for name in slow)]
+
+
+@pytest.mark.parametrize("name", some(VISION))
 def test_a_network_of_torchvision(name: str, tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
     torch.manual_seed(0)
     more = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
     net = alive(getattr(models, name)(weights=None, num_classes=CLASSES, **more), (3, 64, 64))
+    check(net, exported(net, tmp_path / "net.onnx", (3, 64, 64), max_batch=64), (3, 64, 64), n=2)
+
+
+@pytest.mark.parametrize("name", some(TIMM))
+def test_a_network_of_timm(name: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="needs timm: pip install 'robustkd[timm]'")
+    torch.manual_seed(0)
+    net = alive(timm.create_model(name, pretrained=False, num_classes=CLASSES), (3, 64, 64))
     check(net, exported(net, tmp_path / "net.onnx", (3, 64, 64), max_batch=64), (3, 64, 64), n=2)

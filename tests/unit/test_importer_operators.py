@@ -164,6 +164,8 @@ CASES: dict[str, Case] = {
         ("Exp", ["images"], ["e"], {}), ("ReduceLogSum", ["e", "axes"], ["y"], {}), weights={"axes": ints(1)}, since=18
     ),
     "reducesum-nothing": one("ReduceSum", ints(), noop_with_empty_axes=1, since=13),
+    "cumsum": one("CumSum", ints(2), since=11),
+    "cumsum-back": one("CumSum", ints(-1), exclusive=1, reverse=1, since=11),
     "softmax": one("Softmax", axis=1),
     "softmax-last": one("Softmax", since=13),
     "logsoftmax": one("LogSoftmax", axis=-1),

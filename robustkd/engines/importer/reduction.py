@@ -1,4 +1,4 @@
-"""Reductions over axes, softmax, and the index of the largest."""
+"""Reductions over axes, running sums, softmax, and the index of the largest."""
 
 from __future__ import annotations
 
@@ -48,6 +48,15 @@ def _arg(function: Callable[[Tensor, int, bool], Tensor]) -> Operator:
     return Operator(run, ("axis", "keepdims", "select_last_index"))
 
 
+def _cumsum(node: Node, x: Tensor, axis: Tensor) -> Tensor:
+    (along,) = numbers(axis) or [0]
+    backwards = bool(node.integer("reverse", 0))
+    x = x.flip(along) if backwards else x
+    total = x.cumsum(along)
+    total = total - x if node.integer("exclusive", 0) else total
+    return total.flip(along) if backwards else total
+
+
 OPERATORS: Table = {
     "ReduceMean": _reduce(lambda x, dims, keep: x.mean(dims, keep)),
     "ReduceSum": _reduce(lambda x, dims, keep: x.sum(dims, keep)),
@@ -61,6 +70,7 @@ OPERATORS: Table = {
     "ReduceLogSumExp": _reduce(lambda x, dims, keep: torch.logsumexp(x, dims, keep)),
     "Softmax": _softmax(torch.softmax),
     "LogSoftmax": _softmax(torch.log_softmax),
+    "CumSum": Operator(_cumsum, ("exclusive", "reverse"), static=(1,)),
     "ArgMax": _arg(lambda x, axis, keep: x.argmax(axis, keep)),
     "ArgMin": _arg(lambda x, axis, keep: x.argmin(axis, keep)),
 }
