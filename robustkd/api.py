@@ -112,7 +112,7 @@ def run_folder(name: str, *, resume: bool = False) -> Path:
 
 def distill(
     recipe: Recipe,
-    output: Path | None = None,
+    output: Path | str | None = None,
     *,
     resume: bool = False,
     trust_pickle: bool = False,
@@ -127,7 +127,7 @@ def distill(
         trust_pickle: let a file run code when it is read, where its digest is on the teacher's card or in the recipe.
         listen: called with an event for each step and evaluation.
     """
-    folder = output or run_folder(recipe.name, resume=resume)
+    folder = Path(output) if output else run_folder(recipe.name, resume=resume)
     return _distill(recipe, folder, resume=resume, trust_pickle=trust_pickle, listen=listen)
 
 
@@ -201,7 +201,7 @@ audit_shard = _knowing_teachers(_audit_shard)
 
 def run(
     recipe: Recipe,
-    output: Path | None = None,
+    output: Path | str | None = None,
     *,
     resume: bool = False,
     trust_pickle: bool = False,
@@ -219,7 +219,7 @@ def run(
         listen: called with the events of training, and with an event for each stage.
     """
     resolve(recipe.targets)
-    folder = output or run_folder(recipe.name, resume=resume)
+    folder = Path(output) if output else run_folder(recipe.name, resume=resume)
     clock = _Clock()
     with graceful():
         checkpoint = distill(recipe, folder, resume=resume, trust_pickle=trust_pickle, listen=listen)

@@ -101,13 +101,13 @@ def ask(
     *,
     source: Path | str | None = None,
     dataset: str | None = None,
-    data_root: Path | None = None,
+    data_root: Path | str | None = None,
     eps: float | str | None = None,
     norm: str | None = None,
     seed: int = 0,
     resume: bool = False,
-    save_kit: Path | None = None,
-    output: Path | None = None,
+    save_kit: Path | str | None = None,
+    output: Path | str | None = None,
     progress: Callable[[str], None] | None = None,
     device: str = "cpu",
     runtime: Runtime | None = None,
@@ -119,12 +119,13 @@ def ask(
         ArtifactError: the artifact is missing, damaged or foreign.
         ConfigError: the policy or a value is wrong, or a bare file came without eps.
     """
-    if save_kit is not None:
-        check_place(save_kit)
+    kit = None if save_kit is None else Path(save_kit)
+    if kit is not None:
+        check_place(kit)
     device = "cpu" if device == "cpu" else str(_chosen(device))
     subject = artifact if isinstance(artifact, Subject) else open_subject(Path(artifact), device=device, runtime=runtime)
     config = _config(subject.recipe, **options)
-    if save_kit is not None and config.stochastic:
+    if kit is not None and config.stochastic:
         raise ConfigError(
             "a kit asks every image once, which tells little of a random engine",
             where="--save-kit",
@@ -135,13 +136,13 @@ def ask(
         config=config,
         policy=read_policy(config.policy),
         threat=_threat(subject, eps, norm),
-        folder=output or subject.home,
+        folder=Path(output) if output else subject.home,
         source=Path(source) if source is not None else None,
         dataset=dataset,
-        data_root=data_root,
+        data_root=None if data_root is None else Path(data_root),
         seed=seed,
         resume=resume,
-        save_kit=save_kit,
+        save_kit=kit,
         say=progress or (lambda line: None),
         device=device,
         runtime=runtime,

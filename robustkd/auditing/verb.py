@@ -29,7 +29,7 @@ def audit(
     *,
     source: Path | str | None = None,
     dataset: str | None = None,
-    data_root: Path | None = None,
+    data_root: Path | str | None = None,
     n: int | None = None,
     eps: float | str | None = None,
     norm: str | None = None,
@@ -43,9 +43,9 @@ def audit(
     runtime: Runtime | None = None,
     seed: int = 0,
     resume: bool = False,
-    merge: Sequence[Path] = (),
-    save_kit: Path | None = None,
-    output: Path | None = None,
+    merge: Sequence[Path | str] = (),
+    save_kit: Path | str | None = None,
+    output: Path | str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[AuditResult, Path]:
     """Attack an artifact itself and say whether it is good enough.
@@ -109,7 +109,7 @@ def audit(
     with graceful(), _exact(asked), locked(asked.folder):
         if (found := asked.found()) is not None:
             return found, asked.folder
-        return _whole(asked, merge), asked.folder
+        return _whole(asked, [Path(folder) for folder in merge]), asked.folder
 
 
 def audit_shard(artifact: Path | str | Subject, shard: str, **options: Any) -> tuple[AuditResult | None, Path, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from robustkd.errors import ArtifactError
 _ACCEPTED = "give an .onnx or .engine file, or a bundle of kind onnx or engine"
 
 
-def open_engine(path: Path, *, threads: int | None = None, trust: bool = False) -> Engine:
+def open_engine(path: Path | str, *, threads: int | None = None, trust: bool = False) -> Engine:
     """Load an exported file, or the one inside an `onnx` or `engine` bundle, whose digests are checked.
 
     Args:
@@ -26,6 +26,7 @@ def open_engine(path: Path, *, threads: int | None = None, trust: bool = False) 
         ArtifactError: the file is missing, damaged, not vouched for, or of a kind that is no engine.
         RequirementError: a package, the GPU or the TensorRT version it needs is missing.
     """
+    path = Path(path)
     if path.is_dir():
         path = _inside(path)
     try:

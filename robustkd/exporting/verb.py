@@ -25,11 +25,11 @@ _log = logging.getLogger(__name__)
 
 
 def export(
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     *,
     targets: Sequence[str | Target] = (),
-    output: Path | None = None,
-    data: Path | None = None,
+    output: Path | str | None = None,
+    data: Path | str | None = None,
 ) -> list[Bundle]:
     """Export a checkpoint for each target into `output/<target>`.
 
@@ -46,7 +46,8 @@ def export(
         ArtifactError: the checkpoint or the data cannot be read, or the output cannot be written.
         NumericsError: an exported file does not compute what the checkpoint computes.
     """
-    found = find_checkpoint(checkpoint)
+    given, output, data = (None if path is None else Path(path) for path in (checkpoint, output, data))
+    found = find_checkpoint(given)
     if is_graph(found):
         return _engines(found, targets, output, data)
     source = Bundle.open(found, kind="checkpoint")

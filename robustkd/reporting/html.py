@@ -44,14 +44,15 @@ class Section:
     settings: tuple[tuple[str, str], ...]
 
 
-def write_report(paths: Iterable[Path], output: Path) -> Path:
+def write_report(paths: Iterable[Path | str], output: Path | str) -> Path:
     """Read audits (bundles, run folders or result.json files) and write one page; returns `output`.
 
     Raises:
         ArtifactError: one is missing or damaged, or the page cannot be written.
         RequirementError: jinja2 or matplotlib is missing.
     """
-    page = render([read(path) for path in find(paths)])
+    output = Path(output)
+    page = render([read(path) for path in find(map(Path, paths))])
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
