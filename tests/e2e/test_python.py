@@ -18,7 +18,8 @@ def test_paths_may_be_strings(tmp_path):
     (tmp_path / "recipe.yaml").write_text(
         f"dataset: {{name: npz, train: ['{tmp_path}/data.npz'], test: ['{tmp_path}/data.npz'], holdout: 8}}\n"
         "student: {name: resnet18, width: 0.0625}\nmethod: standard\n"
-        f"train: {{epochs: 1, batch_size: 16, threads: 1, tensorboard: false}}\naudit: {{policy: '{tmp_path}/short.yaml', n: 8}}\n"
+        "train: {epochs: 1, batch_size: 16, threads: 1, tensorboard: false}\n"
+        f"audit: {{policy: '{tmp_path}/short.yaml', n: 8}}\n"
     )
     recipe = rk.load_recipe(str(tmp_path / "recipe.yaml"))
     checkpoint = rk.distill(recipe, str(tmp_path / "run"))
