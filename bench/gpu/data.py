@@ -66,6 +66,8 @@ def held(file: Path) -> dict[str, Images]:
     if not file.is_file():
         return {}
     with np.load(file, allow_pickle=False) as arrays:
+        if "parts" not in arrays:
+            raise SystemExit(f"{file} was not made by this script: it stays as it is; choose another --output")
         x, y = arrays["x"], arrays["y"].astype(np.int64)
         names, cuts = arrays["parts"].tolist(), np.cumsum(arrays["lengths"])[:-1]
     return {name: Images(*pair) for name, *pair in zip(names, np.split(x, cuts), np.split(y, cuts), strict=True)}

@@ -190,6 +190,15 @@ def test_images_that_come_in_several_loads_are_added_once(tmp_path: Path) -> Non
     assert common.data_set(students.options().parse_args(["--output", "o", "--data", str(out)]))["name"] == "npz"
 
 
+def test_images_that_others_made_are_left_alone(tmp_path: Path) -> None:
+    grid(tmp_path / "cifar10_train_1.npz", 3, seed=1)
+    np.savez(tmp_path / "train.npz", x=np.zeros((1, 3, 32, 32), np.uint8), y=np.zeros(1, np.int64))
+    before = (tmp_path / "train.npz").read_bytes()
+    with pytest.raises(SystemExit, match="another --output"):
+        data.main([str(tmp_path), "--output", str(tmp_path)])
+    assert (tmp_path / "train.npz").read_bytes() == before
+
+
 def test_missing_images_are_told_with_the_command_that_makes_them(tmp_path: Path) -> None:
     asked = students.options().parse_args(["--output", "o", "--data", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"bench\.gpu\.data"):
