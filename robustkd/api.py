@@ -19,7 +19,7 @@ from robustkd.auditing.verb import audit_shard as _audit_shard
 from robustkd.bundle import MANIFEST, Bundle
 from robustkd.engines._base import Engine
 from robustkd.engines._open import open_engine as load_engine
-from robustkd.engines.pytorch import PytorchEngine, chosen, full_products
+from robustkd.engines.pytorch import PytorchEngine, chosen, without_tf32
 from robustkd.exporting.verb import export, resolve
 from robustkd.recipe.reading import override, read, validate
 from robustkd.recipe.schema import Recipe, TeacherConfig
@@ -177,8 +177,7 @@ def open_teacher(
 def reopen_teacher(told: str, shape: Shape) -> Engine:
     """The engine of a teacher, in a fresh process: its name, the data root, whether its file may run code, its device."""
     name, root, trusted, device = json.loads(told)
-    if device != "cpu":
-        full_products().__enter__()  # the process ends with the audit's last question
+    without_tf32()
     return open_teacher(name, Path(root) if root else None, device=device, trust_pickle=trusted).engine(shape)
 
 

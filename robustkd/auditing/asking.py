@@ -21,6 +21,7 @@ from robustkd.auditing.unseen import unseen_images
 from robustkd.bundle import MANIFEST, Bundle
 from robustkd.datasets._base import ImageSet
 from robustkd.datasets._open import open_dataset
+from robustkd.engines.pytorch import chosen
 from robustkd.errors import ArtifactError, ConfigError
 from robustkd.recipe.policy import AuditConfig, Policy, bounds_told, read_policy
 from robustkd.result import AuditResult
@@ -122,7 +123,7 @@ def ask(
     kit = None if save_kit is None else Path(save_kit)
     if kit is not None:
         check_place(kit)
-    device = "cpu" if device == "cpu" else str(_chosen(device))
+    device = str(chosen(device))
     subject = artifact if isinstance(artifact, Subject) else open_subject(Path(artifact), device=device, runtime=runtime)
     config = _config(subject.recipe, **options)
     if kit is not None and config.stochastic:
@@ -147,12 +148,6 @@ def ask(
         device=device,
         runtime=runtime,
     )
-
-
-def _chosen(device: str) -> Any:
-    from robustkd.engines.pytorch import chosen
-
-    return chosen(device)
 
 
 def _config(recipe: dict[str, Any], **options: Any) -> AuditConfig:

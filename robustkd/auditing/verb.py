@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from robustkd.auditing.shards import Shard
 from robustkd.auditing.store import IDENTITY, locked, same_audit
 from robustkd.auditing.write import write_audit
 from robustkd.bundle import MANIFEST
+from robustkd.engines.pytorch import full_products
 from robustkd.errors import ArtifactError, ConfigError
 from robustkd.result import AuditResult
 from robustkd.signals import graceful
@@ -106,7 +106,7 @@ def audit(
         output=output,
         progress=progress,
     )
-    with graceful(), _exact(asked), locked(asked.folder):
+    with graceful(), full_products(), locked(asked.folder):
         if (found := asked.found()) is not None:
             return found, asked.folder
         return _whole(asked, [Path(folder) for folder in merge]), asked.folder
@@ -133,7 +133,7 @@ def audit_shard(artifact: Path | str | Subject, shard: str, **options: Any) -> t
             "an engine that is random gives every shard other clean answers", where="--shard", fix="audit it in one piece"
         )
     home = shard_folder(asked.folder, part)
-    with graceful(), _exact(asked):
+    with graceful(), full_products():
         with locked(home):
             if (found := asked.found()) is not None:
                 return found, asked.folder, ()
@@ -144,15 +144,6 @@ def audit_shard(artifact: Path | str | Subject, shard: str, **options: Any) -> t
             if absent := missing(s for s in finished([asked.folder]) if s.total == part.total):
                 return None, home, tuple(map(str, absent))
             return _whole(asked, ()), asked.folder, ()
-
-
-def _exact(asked: Ask) -> AbstractContextManager[None]:
-    """On a GPU, products in all of float32: an fp32 file is to be audited as fp32."""
-    if asked.device == "cpu":
-        return nullcontext()
-    from robustkd.engines.pytorch import full_products
-
-    return full_products()
 
 
 def _part(asked: Ask, shard: Shard, home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from robustkd.engines._base import EngineInfo, Images, Logits, check_images
-from robustkd.errors import RequirementError
+from robustkd.errors import ConfigError, RequirementError
 
 
 @contextmanager
@@ -38,9 +39,12 @@ def chosen(device: str) -> torch.device:
     """The device of a name: `cpu`, `cuda`, `cuda:1`, or `auto`, a GPU where there is one.
 
     Raises:
+        ConfigError: no device has this name.
         RequirementError: it is a GPU, and torch sees none here.
     """
     there = torch.cuda.is_available()
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"there is no device {device}", where=f"device {device}", fix="say cpu, cuda, cuda:1 or auto")
     if device.startswith("cuda") and not there:
         raise RequirementError(
             f"torch {torch.__version__} sees no GPU here",
@@ -53,13 +57,17 @@ def chosen(device: str) -> torch.device:
 @contextmanager
 def full_products() -> Iterator[None]:
     """Products and convolutions in all of float32: TF32, which torch leaves on for convolutions, keeps 10 bits of it."""
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = cuda.allow_tf32, cudnn.allow_tf32
-    cuda.allow_tf32 = cudnn.allow_tf32 = False
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    without_tf32()
     try:
         yield
     finally:
-        cuda.allow_tf32, cudnn.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def without_tf32() -> None:
+    """`full_products` from here to the end of the process."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 class PytorchEngine:

@@ -1,5 +1,6 @@
 """Where an audit runs: an .onnx file in torch instead of ONNX Runtime, a device by name, batches of another size."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustkd.auditing.artifact import open_subject
+from robustkd.auditing.artifact import open_subject, reopen_placed
 from robustkd.auditing.verb import audit
 from robustkd.bundle import Bundle, ModelInfo, create
 from robustkd.cli.app import run as command
@@ -100,6 +101,25 @@ def test_tf32_is_as_it_was_afterwards() -> None:
     with full_products():
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_a_fresh_process_judges_without_tf32_to_its_end(home: Path) -> None:
+    flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        reopen_placed(json.dumps([str(home / "checkpoint"), "cpu", None]), SHAPE)
+        gc.collect()  # a context that nobody holds would give the flags back
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = flags
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "", "mps"])
+def test_a_device_that_does_not_exist_is_named(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert command(["audit", str(home / "checkpoint"), "--device", name, "--n", "8", "--output", str(tmp_path / "audit")]) == 3
+    assert f"there is no device {name}" in capsys.readouterr().err
 
 
 def test_the_command_takes_a_runtime(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
