@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustkd.attacks._streams import Streams, Words
+from robustkd.attacks._streams import Streams, shares
 from robustkd.threat import ThreatModel, per_image
 
 Whose = Literal["image", "batch"]
@@ -29,18 +29,18 @@ class Starts:
 
     def uniform(self, draw: int) -> Tensor:
         """Draw number `draw`: uniform in [-1, 1) for every pixel, in the shape of the images."""
-        return self._shaped(2 * _shares(self._streams.words(2 * draw, self._pixels)) - 1)
+        return self._shaped(2 * shares(self._streams.words(2 * draw, self._pixels)) - 1)
 
     def normal(self, draw: int) -> Tensor:
         """Draw number `draw`: standard normal for every pixel (Box and Muller, 1958)."""
-        radius = np.sqrt(-2 * np.log1p(-_shares(self._streams.words(2 * draw, self._pixels))))
-        return self._shaped(radius * np.cos(2 * np.pi * _shares(self._streams.words(2 * draw + 1, self._pixels))))
+        radius = np.sqrt(-2 * np.log1p(-shares(self._streams.words(2 * draw, self._pixels))))
+        return self._shaped(radius * np.cos(2 * np.pi * shares(self._streams.words(2 * draw + 1, self._pixels))))
 
     def inside(self, draw: int, threat: ThreatModel) -> Tensor:
         """Draw number `draw`: a point uniform in the ball around each image, not cut to [0, 1]."""
         if threat.norm == "linf":
             return self._x + threat.eps * self.uniform(draw)
-        share = torch.from_numpy(_shares(self._streams.words(2 * draw + 1, self._pixels + 1)[:, -1:])).to(self._x)
+        share = torch.from_numpy(shares(self._streams.words(2 * draw + 1, self._pixels + 1)[:, -1:])).to(self._x)
         radius = per_image(share.flatten() ** (1 / self._pixels), self._x)
         return self._x + threat.eps * radius * threat.step(self.normal(draw))
 
@@ -50,9 +50,3 @@ class Starts:
 
     def _shaped(self, values: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(self._x).view_as(self._x)
-
-
-def _shares(words: Words) -> NDArray[np.float64]:
-    """Numbers uniform in [0, 1)."""
-    shares: NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64) / 2.0**53
-    return shares

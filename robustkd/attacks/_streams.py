@@ -41,10 +41,15 @@ def signs(words: Words) -> NDArray[np.float64]:
     return np.where(words >> np.uint64(63), 1.0, -1.0)
 
 
+def shares(words: Words) -> NDArray[np.float64]:
+    """A number uniform in [0, 1) for each word."""
+    found: NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return found
+
+
 def place(word: Words, last: int) -> NDArray[np.int64]:
     """A position in 0..last - 1 (0 where there is but one), as the authors of Square draw it."""
-    share = (word >> np.uint64(11)).astype(np.float64) / 2.0**53
-    first: NDArray[np.int64] = np.floor(share * last).astype(np.int64)
+    first: NDArray[np.int64] = np.floor(shares(word) * last).astype(np.int64)
     return first
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from robustkd.auditing.effort import LADDER_STEPS, sample, survivors
+from robustkd.auditing.effort import LADDER_STEPS, afresh, sample
 from robustkd.auditing.probes import Labels
 from robustkd.auditing.sides import Judged
 from robustkd.auditing.steps import Job
@@ -118,7 +118,7 @@ def _attacks(job: Job) -> bool:
 def _under_attack(job: Job, name: str, x: Images, y: Labels) -> NDArray[np.bool_]:
     attack = Shelf("attacks").get("pgd")(steps=LADDER_STEPS)
     images, labels = torch.from_numpy(x).to(job.device), torch.from_numpy(y).to(job.device)
-    return survivors(job, name, attack, images, labels, job.threat, stream="memory")
+    return afresh(job, name, attack, images, labels, job.threat, stream="memory").robust
 
 
 def _drop(what: str, before: int, n: int, after: int, m: int) -> Drop:

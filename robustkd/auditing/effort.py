@@ -79,7 +79,7 @@ class Run(NamedTuple):
     x_adv: Images
 
 
-def survivors(
+def afresh(
     job: Job,
     name: str,
     attack: Attack,
@@ -89,35 +89,20 @@ def survivors(
     *,
     model: Model | None = None,
     stream: str = "",
-) -> Flags:
+    images: bool = False,
+) -> Run:
     """Attack a sample afresh: which of its images the engine still answers by a strictly positive margin.
 
-    The flags are kept under `name`, so a resumed audit does not compute them again. The randomness is that of
-    `stream`, or of the name.
+    The flags, and the images where they are asked for, are kept under `name`, so a resumed audit does not compute them
+    again. The randomness is that of `stream`, or of the name.
     """
-    return _afresh(job, name, attack, x, y, threat, model or job.models["surrogate"], stream or name, images=False).robust
-
-
-def _afresh(
-    job: Job,
-    name: str,
-    attack: Attack,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    model: Model,
-    stream: str,
-    *,
-    images: bool,
-) -> Run:
-    """As `survivors`, with the images where they are asked for."""
     piece = job.store.get(f"check-{name}")
     if piece is None:
         flags, left = [np.zeros(0, np.bool_)], [job.x[:0]]
         for chunk, first in enumerate(range(0, len(x), job.batch)):
             part, labels = x[first : first + job.batch], y[first : first + job.batch]
-            seed = seed_of(job.seed, f"check-{stream}", 0 if attack.per_image else chunk)
-            left.append(attack.perturb(model, part, labels, threat, seed=seed).x_adv.cpu().numpy())
+            seed = seed_of(job.seed, f"check-{stream or name}", 0 if attack.per_image else chunk)
+            left.append(attack.perturb(model or job.models["surrogate"], part, labels, threat, seed=seed).x_adv.cpu().numpy())
             flags.append(job.engine.judge(left[-1], labels.cpu().numpy()).robust)
         piece = dict[str, NDArray[Any]](flags=np.concatenate(flags))
         if images:
@@ -138,12 +123,9 @@ def ladder(job: Job, index: NDArray[np.int64], policy: Policy) -> Check:
 def on_rungs(job: Job, index: NDArray[np.int64]) -> dict[float, Run]:
     """Who survives PGD at each part of eps, with the images; runs that were done are not done again."""
     x, y = job.tensors(index)
-    attack, model = Shelf("attacks").get("pgd")(steps=LADDER_STEPS), job.models["surrogate"]
-    found = {}
-    for part in RUNGS:
-        name, threat = f"ladder-{part:g}", ThreatModel(norm=job.threat.norm, eps=part * job.threat.eps)
-        found[part] = _afresh(job, name, attack, x, y, threat, model, name, images=True)
-    return found
+    attack = Shelf("attacks").get("pgd")(steps=LADDER_STEPS)
+    threats = {part: ThreatModel(norm=job.threat.norm, eps=part * job.threat.eps) for part in RUNGS}
+    return {part: afresh(job, f"ladder-{part:g}", attack, x, y, threat, images=True) for part, threat in threats.items()}
 
 
 def eps_curve(job: Job, policy: Policy) -> EpsCurve | None:
@@ -161,7 +143,7 @@ def more_effort(job: Job, index: NDArray[np.int64], policy: Policy) -> Check:
     steps, name = policy.effort_steps, "S8 more effort"
     plans = {"few": (max(1, steps // 5), 1), "usual": (steps, 1), "many": (5 * steps, 1), "restarts": (steps, 5)}
     runs = {
-        label: survivors(job, f"effort-{label}", Shelf("attacks").get("apgd-ce")(steps=n, restarts=k), x, y, job.threat)
+        label: afresh(job, f"effort-{label}", Shelf("attacks").get("apgd-ce")(steps=n, restarts=k), x, y, job.threat).robust
         for label, (n, k) in plans.items()
     }
     shown = ", ".join(f"{100 * runs[label].mean():.0f}" for label in plans)
@@ -206,7 +188,7 @@ def logit_scale(job: Job, index: NDArray[np.int64], policy: Policy) -> Check:
     larger = tame(Tamed(surrogate.values, 10.0), surrogate.twin, clean)
     attack = Shelf("attacks").get("pgd")(steps=SCALE_STEPS)
     flags = [
-        survivors(job, f"scale-{factor}", attack, x, y, job.threat, model=model, stream="scale")
+        afresh(job, f"scale-{factor}", attack, x, y, job.threat, model=model, stream="scale").robust
         for factor, model in ((1, surrogate), (10, larger))
     ]
     changed = int((flags[0] != flags[1]).sum())

@@ -54,9 +54,9 @@ def parts_of(recipe: Recipe, facts: Facts | None = None) -> list[Part]:
     return parts
 
 
-def gmacs_of(recipe: Recipe, facts: Facts | None = None) -> float:
-    """10^9 multiply-accumulates of one training image; arguments and errors are those of `parts_of`."""
-    return sum(part.passes * part.gmacs for part in parts_of(recipe, facts))
+def gmacs_of(parts: list[Part]) -> float:
+    """10^9 multiply-accumulates of one training image."""
+    return sum(part.passes * part.gmacs for part in parts)
 
 
 def _architecture(teacher: TeacherConfig) -> ModelConfig:
@@ -89,7 +89,7 @@ def told(recipe: Recipe, name: str, rate: Rate | None = None) -> list[str]:
         parts = parts_of(recipe)
     except (ValueError, RobustKDError) as error:
         return [f"cost: not counted: {error.what if isinstance(error, RobustKDError) else error}"]
-    total = sum(part.passes * part.gmacs for part in parts)
+    total = gmacs_of(parts)
     made_of = " + ".join(f"{part.who} {part.passes} x {three(part.gmacs)}" for part in parts)
     lines = [f"cost: {three(total)} GMACs per training image ({made_of})"]
     if (images := images_of(recipe)) is not None:

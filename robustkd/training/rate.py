@@ -12,7 +12,7 @@ from robustkd.bundle import Bundle, Manifest
 from robustkd.datasets._base import Facts
 from robustkd.errors import ArtifactError, RobustKDError
 from robustkd.recipe.schema import Recipe
-from robustkd.training.cost import gmacs_of
+from robustkd.training.cost import gmacs_of, parts_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def measured(checkpoint: Path) -> Rate:
     told = bundle.manifest
     facts = Facts(model.input_shape, len(model.classes))
     try:
-        gmacs = gmacs_of(Recipe.model_validate(told.recipe), facts)
+        gmacs = gmacs_of(parts_of(Recipe.model_validate(told.recipe), facts))
     except (ValueError, RobustKDError) as error:
         said = error.what if isinstance(error, RobustKDError) else str(error).partition("\n")[0]
         raise ArtifactError(
