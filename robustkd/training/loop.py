@@ -77,7 +77,8 @@ class Loop:
         self.teachers, self.held = teachers, held
         self._fast = folded(self.student) if knobs.speed == "auto" else None
         if knobs.speed == "auto":  # they are frozen: what is folded now stays right
-            self.teachers = {role: frozen(net) for role, net in teachers.items()}
+            images = -(-knobs.batch_size // self.place.world)
+            self.teachers = {role: frozen(net, images=images) for role, net in teachers.items()}
         data = recipe.dataset
         self.batches = Batches(train, knobs, seed=recipe.seed, place=self.place, stream=data.stream, workers=data.workers)
         self.addons = Addons(
