@@ -112,12 +112,15 @@ def audit(
         return _whole(asked, [Path(folder) for folder in merge]), asked.folder
 
 
-def audit_shard(artifact: Path | str | Subject, shard: str, **options: Any) -> tuple[AuditResult | None, Path, tuple[str, ...]]:
+def audit_shard(
+    artifact: Path | str | Subject, shard: str, *, no_merge: bool = False, **options: Any
+) -> tuple[AuditResult | None, Path, tuple[str, ...]]:
     """Do one shard of an audit; the last one to finish merges them all.
 
     Args:
         artifact: as in `audit`.
         shard: "I/N", counted from 1: every N-th chunk of the images.
+        no_merge: leave that to another call; `audit` merges the shards it finds.
         options: the options of `audit` but `merge`; they must be the same for every shard.
 
     Returns:
@@ -141,7 +144,8 @@ def audit_shard(artifact: Path | str | Subject, shard: str, **options: Any) -> t
         with locked(asked.folder, wait=True):  # two shards may finish at once: one merges, the other reads
             if (found := replace(asked, resume=True).found()) is not None:
                 return found, asked.folder, ()
-            if absent := missing(s for s in finished([asked.folder]) if s.total == part.total):
+            absent = missing(s for s in finished([asked.folder]) if s.total == part.total)
+            if absent or no_merge:
                 return None, home, tuple(map(str, absent))
             return _whole(asked, ()), asked.folder, ()
 

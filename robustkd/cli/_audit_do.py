@@ -60,6 +60,13 @@ def _at_home(
     from robustkd import api
     from robustkd.result import EXIT
 
+    if asked.get("no_merge") and "shard" not in asked:
+        raise ConfigError("only a shard leaves merging to others", where="--no-merge", fix="leave it out, or add --shard I/N")
+    if asked.get("jobs", 1) > 1:
+        from robustkd.cli._audit_jobs import shards_at_once
+
+        shards_at_once(artifact, asked, bounds, trust)
+    asked = {key: value for key, value in asked.items() if key != "jobs"}
     subject, options = _subject(artifact, asked, trust), {**asked, **bounds, "progress": say}
     if "shard" not in options:
         found: tuple[AuditResult, Path] = api.audit(subject, **options)

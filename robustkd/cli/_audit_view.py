@@ -83,4 +83,7 @@ def show_shard(shard: str, place: Path, absent: tuple[str, ...], *, json: bool) 
         emit(told)
         return
     typer.echo(f"shard {shard} is finished: {place}")
-    typer.echo(f"no verdict yet: {', '.join(absent)} missing; the last one to finish merges, or name them with --merge")
+    if absent:
+        typer.echo(f"no verdict yet: {', '.join(absent)} missing; the last one to finish merges, or name them with --merge")
+    else:
+        typer.echo("no verdict yet: all shards are finished; the same command without --shard merges them")

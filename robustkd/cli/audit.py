@@ -52,6 +52,12 @@ def audit(
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Attack one of N slices; the last to finish merges.")
     ] = None,
+    no_merge: Annotated[
+        bool, typer.Option("--no-merge", help="With --shard: leave the merging to another call, also as the last.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", min=1, help="All shards here at once, in N processes, then merged.")
+    ] = None,
     save_kit: Annotated[
         Path | None, typer.Option("--save-kit", metavar="FILE.npz", help="Also write a kit for an audit on a device.")
     ] = None,
@@ -100,6 +106,8 @@ def audit(
             "save_kit": save_kit,
             "merge": merge or None,
             "shard": shard,
+            "no_merge": no_merge or None,
+            "jobs": jobs,
         },
         {"tolerance": tolerance, "min_robust": min_robust, "min_clean": min_clean, "output": output},
         kit=kit,
