@@ -1,16 +1,22 @@
 """audit: AutoAttack and PGD-20 through our audit, against the AutoAttack package and a plain loop called directly.
 
 One network (the robust teacher that ships), the same test images, threat and batch size; our audit runs the same attacks
-on the network itself, without its sanity checks. Verdicts are compared image by image. The two sides draw other random
-numbers, so an image near the limit may fall on one side only: such images are listed, each with what the other side's
-adversarial image does when it is judged anew.
+on the network itself, without its sanity checks. `jobs-2` is the command line with --jobs 2 on a machine of two cores,
+start and merging included; the package shares the cores in every operator, as torch does by itself.
+
+Verdicts are compared image by image. The two sides draw other random numbers, so an image near the limit may fall on one
+side only: such images are listed, each with what the other side's adversarial image does when it is judged anew.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +26,7 @@ from torch import nn
 
 from bench.place import HERE, Place
 from bench.reference import attacks
+from bench.startup import ROOT
 from bench.timing import Row, interleave
 from robustkd.auditing.facts import ArtifactFacts
 from robustkd.auditing.run import run_audit
@@ -30,10 +37,11 @@ from robustkd.recipe.policy import AuditConfig, Policy
 from robustkd.recipe.schema import TeacherConfig
 from robustkd.threat import ThreatModel
 from robustkd.training.teachers import load_teachers
+from robustkd.training.threads import cores
 
 TEACHER, DATA, NAME = "fashion-mnist-resnet18", "fashion-mnist-10k", "resnet-18"
 THREAT = ThreatModel()
-BATCH = {"cpu": 64, "cuda": 500}
+BATCH = {"cpu": 50, "cuda": 500}
 
 Flags = NDArray[np.bool_]
 Images = NDArray[np.float32]
@@ -89,8 +97,11 @@ def rows(*, quick: bool, place: Place = HERE) -> Iterator[Row]:
         counts = {PGD: 1000, STANDARD: 200 if quick else 1000}
     for budget, n in counts.items():
         pairs = (1 if quick else 2) if budget is STANDARD else 3
-        if place.wants(f"{budget.name}/{NAME}"):
-            yield Sides(budget, n, BATCH[place.device], place.device).row(pairs=pairs, settle=place.settle)
+        kinds = [Sides, Jobs] if budget is STANDARD and not quick and place.device == "cpu" and cores() > 1 else [Sides]
+        for kind in kinds:
+            sides = kind(budget, n, BATCH[place.device], place.device)
+            if place.wants(sides.name):
+                yield sides.row(pairs=pairs, settle=place.settle)
 
 
 class Sides:
@@ -179,14 +190,37 @@ class Sides:
         return margins
 
 
+class Jobs(Sides):
+    """Our side is the command line, with a process for each core."""
+
+    def __init__(self, budget: Budget, n: int, batch: int, device: str = "cpu") -> None:
+        super().__init__(budget, n, batch, device)
+        self.jobs = cores()
+        self.name = f"{self.name}/jobs-{self.jobs}"
+
+    def ours(self) -> None:
+        """The audit of a user."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "policy.yaml").write_text(self.budget.policy.model_dump_json())  # JSON is YAML
+            words: list[object] = ["audit", f"teacher:{TEACHER}", "--dataset", DATA, "--eps", THREAT.eps, "--min-robust", 1]
+            words += ["--policy", folder / "policy.yaml", "--n", len(self.y), "--batch-size", self.batch, "--jobs", self.jobs]
+            command = [sys.executable, "-m", "robustkd", *map(str, words), "--output", str(folder / "audit")]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            kept = np.load(folder / "audit" / "adversarial.npz")
+        if not np.array_equal(kept["x"], self.images.floats()):
+            raise RuntimeError("the audit took other images than the reference")
+        self.outcomes["ours"] = Outcome(self.robust_clean() & self._robust(kept["x_adv"]), kept["x_adv"])
+
+
 def subject(n: int) -> tuple[nn.Module, ImageSet]:
-    """The teacher that ships, frozen and in eval mode, and the first n embedded test images."""
+    """The teacher that ships, frozen and in eval mode, and n embedded test images: those that an audit with seed 0 takes."""
     images = open_dataset(DATA).load("test")
     nets, _ = load_teachers(
         (TeacherConfig(id=TEACHER),), channels=images.shape[0], classes=len(images.classes), device=torch.device("cpu")
     )
     net = nets["robust"].to(memory_format=torch.contiguous_format)
-    return net, images.take(np.arange(min(n, len(images))))
+    return net, images.take(np.random.default_rng(0).permutation(len(images))[:n])
 
 
 def _why(margin: float) -> str:

@@ -13,7 +13,7 @@ The gradient to the images is the same kind of convolution, with the weights tur
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,8 @@ class _Room(threading.local):
         need = int(np.prod(shape))
         flat = self._flat.get((name, like.dtype))
         if flat is None or flat.numel() < need:
-            flat = self._flat[name, like.dtype] = like.new_zeros(need)
+            with torch.inference_mode(False):  # it is written to again outside of it
+                flat = self._flat[name, like.dtype] = torch.zeros(need, dtype=like.dtype, device=like.device)
         return flat[:need].view(shape)
 
 
@@ -93,14 +94,14 @@ class _Direction:
     laid out for it, and an image's answer does not depend on the company it is in.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.outputs, self.inputs = weight.shape[:2]
+    def __init__(self, weight: Callable[[], Tensor], bias: Tensor | None) -> None:
         self._plain, self._bias = weight, None
-        taps, ones = (torch.tensor(m, dtype=torch.float64, device=weight.device) for m in _matrices())
+        self.outputs, self.inputs = weight().shape[:2]
+        taps, ones = (torch.tensor(m, dtype=torch.float64) for m in _matrices())
         self._taps = taps
         if bias is not None:
-            self._bias = torch.einsum("i,j,o->ijo", ones, ones, bias.double()).to(weight.dtype).reshape(-1)
-        self._laid: tuple[int, Tensor] = 0, weight.new_empty(0)
+            self._bias = torch.einsum("i,j,o->ijo", ones, ones, bias.double()).to(bias.dtype).reshape(-1)
+        self._laid: tuple[int, Tensor] = 0, torch.empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, H, W), channels last."""
@@ -143,15 +144,23 @@ class _Direction:
 
     def _lay(self, rows: int) -> None:
         """Have the weights ready for products of so many rows, or more."""
-        with LAYING:
+        with LAYING, torch.inference_mode(False), torch.no_grad():
             if rows <= self._laid[0]:
                 return
-            wide = torch.einsum("ia,jb,ocab->ijoc", self._taps, self._taps, self._plain.double()).to(self._plain.dtype)
-            weight = wide.reshape(-1, self.inputs, 1, 1)
+            weight = self._transformed()
             if PACKS and weight.dtype == torch.float32:
                 image = [1, POINTS**2 * self.inputs, 1, rows]
                 weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *ONCE, POINTS**2, image)
             self._laid = rows, weight
+
+    def _transformed(self) -> Tensor:
+        """G g G', (36 O, C, 1, 1)."""
+        plain = self._plain()
+        wide = plain.new_empty((POINTS, POINTS, self.outputs, self.inputs))
+        exact = plain.double()
+        for down, into in zip(self._taps, wide, strict=True):  # a sixth at a time, for the memory
+            into.copy_(torch.einsum("jb,a,ocab->joc", self._taps, down, exact))
+        return wide.view(-1, self.inputs, 1, 1)
 
 
 def _packs() -> bool:
@@ -190,14 +199,14 @@ class Winograd(nn.Module):
     def ahead(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, H, W)."""
         if self._ahead is None:
-            self._ahead = _Direction(*self._plain)
+            self._ahead = _Direction(lambda: self._plain[0], self._plain[1])
         return self._ahead(x)
 
     @torch.no_grad()
     def back(self, grad: Tensor) -> Tensor:
         """(N, O, H, W) -> (N, C, H, W)."""
         if self._back is None:
-            self._back = _Direction(self._plain[0].flip(2, 3).transpose(0, 1), None)
+            self._back = _Direction(lambda: self._plain[0].flip(2, 3).transpose(0, 1), None)
         return self._back(grad)
 
     def forward(self, x: Tensor) -> Tensor:

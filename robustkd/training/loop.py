@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from robustkd.training import checkpoint
 from robustkd.training.addons import Addons
 from robustkd.training.batches import ATTACK, Batches
 from robustkd.training.evaluate import Accuracy, evaluate
+from robustkd.training.heap import kept
 from robustkd.training.log import Log
 from robustkd.training.schedule import rate
 from robustkd.training.seeds import generator, seed_of
@@ -105,7 +107,8 @@ class Loop:
         self.wrapped = self.team.wrap(self.student)
         board = self.folder / "tensorboard" if self.recipe.train.tensorboard and self.team.main else None
         log_file = self.folder / "metrics.jsonl" if self.team.main else None
-        with Log(log_file, tensorboard=board, keep=self.progress.metrics_bytes) as log:
+        keep = kept() if self.recipe.train.speed == "auto" else nullcontext()
+        with keep, Log(log_file, tensorboard=board, keep=self.progress.metrics_bytes) as log:
             began = time.perf_counter() - self.progress.seconds
             while self.progress.epoch < self.recipe.train.epochs:
                 self._epoch(log, listen, began)

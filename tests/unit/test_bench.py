@@ -150,6 +150,17 @@ def test_verdicts_are_compared_image_by_image(budget):
     assert 0 < row["robust_ours"] <= int(sides.robust_clean().sum()) <= row["n"] == 12
 
 
+def test_a_process_for_each_core_is_compared_on_the_same_images():
+    jobs = audit.Jobs(audit.Budget("short", steps=3, targets=1, queries=10), 12, 4)
+    jobs.jobs = 2
+    jobs.ours()
+    jobs.reference()
+    ours, reference = jobs.outcomes["ours"], jobs.outcomes["reference"]
+    assert 0 < ours.robust.sum() <= jobs.robust_clean().sum()
+    assert np.abs(ours.x_adv - jobs.images.floats()).max() <= audit.THREAT.eps + 1e-6
+    assert (ours.robust == reference.robust).mean() > 0.8
+
+
 def test_the_standard_budget_is_that_of_the_package():
     from pyautoattack import AutoAttack
 

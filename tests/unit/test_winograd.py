@@ -64,6 +64,16 @@ def test_an_image_is_answered_alike_in_any_company():
     assert torch.equal(conv(x.flip(0)), together.flip(0))
 
 
+def test_a_gradient_after_inference_mode():
+    conv, x = Winograd(*_conv(192, 192, dtype=torch.float32)), _images(3, 192, 8, 8, torch.float32)
+    with torch.inference_mode():
+        first = conv(x)
+    x.requires_grad_(True)
+    y = conv(x)
+    assert torch.equal(y, first)
+    assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
+
+
 def test_answers_outlive_the_next_call():
     conv, x = Winograd(*_conv(8, 8)), _images(3, 8, 8, 8)
     first = conv(x)
