@@ -19,7 +19,7 @@ TEACHERS: dict[str, tuple[Model, Model]] = {
 CLEAN: tuple[Model, Model] = ({"name": "cifar-resnet", "depth": 56}, {"name": "cifar-resnet", "depth": 20})
 """The second teacher of the methods with two, as in MTARD."""
 
-BATCH = {"wrn-34-10": 16, "resnet-18": 32}
+BATCH = {"wrn-34-10": 16, "resnet-18": 64}
 """On a CPU, so that a step takes seconds; on a GPU all have the papers' 128."""
 GPU_BATCH = 128
 

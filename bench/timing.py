@@ -18,6 +18,7 @@ def interleave(
     pairs: int,
     warm: int = 1,
     settle: Callable[[], object] = lambda: None,
+    ready: tuple[Callable[[], object], Callable[[], object]] = (lambda: None, lambda: None),
 ) -> Row:
     """Time both in turns.
 
@@ -28,6 +29,7 @@ def interleave(
         pairs: how many samples of each.
         warm: how many untimed samples of each come first.
         settle: waits until a GPU has done what a sample asked of it.
+        ready: what is done before each sample of ours and of the reference, untimed.
 
     Returns:
         Medians in seconds, `ratio` = reference / ours (above 1: ours is faster), and the range over all samples;
@@ -37,7 +39,7 @@ def interleave(
         ours()
         reference()
     settle()
-    times = [(_seconds(ours, settle), _seconds(reference, settle)) for _ in range(pairs)]
+    times = [(_seconds(ours, settle, ready[0]), _seconds(reference, settle, ready[1])) for _ in range(pairs)]
     return row(case, times)
 
 
@@ -59,7 +61,9 @@ def row(case: str, times: list[tuple[float, float]], *, unit: str = "s") -> Row:
     }
 
 
-def _seconds(sample: Callable[[], object], settle: Callable[[], object]) -> float:
+def _seconds(sample: Callable[[], object], settle: Callable[[], object], ready: Callable[[], object]) -> float:
+    ready()
+    settle()
     began = time.perf_counter()
     sample()
     settle()

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 
 from robustkd.models._winograd import Winograd, suits
 
-FEW = 16
-"""Images at a time with which a product of transformed tiles is not filled."""
+MANY = 64
+"""Images at a time where nothing is said of them."""
 
 
 class _Convolution(nn.Module):
@@ -92,7 +92,7 @@ def folded(net: nn.Module) -> Folded | None:
     return Folded(net, graph, tuple(parts))
 
 
-def frozen(net: nn.Module, *, images: int | None = None) -> nn.Module:
+def frozen(net: nn.Module, *, images: int = MANY) -> nn.Module:
     """A network whose weights no longer move, in eval mode, as fast as it can be had: folded once, or itself.
 
     On a CPU its wide 3x3 convolutions have their weights transformed (`_winograd`), which takes memory: four times theirs,
@@ -100,28 +100,26 @@ def frozen(net: nn.Module, *, images: int | None = None) -> nn.Module:
 
     Args:
         net: images (N, C, H, W) to logits (N, K); it is left as it is.
-        images: asked about at a time; too few of them are not worth that memory.
+        images: usually asked about at a time; too few of them are not worth that memory.
     """
     fold = folded(net)
     if fold is None:
         return net
     quick = fold.refreshed().eval().requires_grad_(False)
-    if images is not None and images < FEW:
-        return quick
     for name, module in list(quick.named_modules()):
-        if (better := _better(module)) is not None:
+        if (better := _better(module, images)) is not None:
             parent, _, own = name.rpartition(".")
             setattr(quick.get_submodule(parent), own, better)
     return quick
 
 
-def _better(module: nn.Module) -> Winograd | None:
+def _better(module: nn.Module, images: int) -> Winograd | None:
     conv = module._of[0] if isinstance(module, _Convolution) else module
     if not isinstance(conv, nn.Conv2d):
         return None
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
-    return Winograd(weight, bias) if suits(conv, weight) else None
+    return Winograd(weight, bias, images=images) if suits(conv, weight) else None
 
 
 def _foldable(node: fx.Node, modules: dict[str, nn.Module]) -> Any:

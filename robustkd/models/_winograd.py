@@ -25,6 +25,8 @@ TILE, TAPS = 4, 3
 POINTS = TILE + TAPS - 1
 CHANNELS = 160
 """Fewest channels, in and out, at which the products outweigh the transforms."""
+WORK = 2 * 10**9
+"""Fewest multiplications of the plain convolution, per batch, that are worth the memory of transformed weights."""
 CHUNK = 3 * 2**20
 """Bytes of transformed images at a time: they are to stay in a cache."""
 P, Q = 2**0.5, 0.5**0.5
@@ -187,10 +189,17 @@ class _Convolve(torch.autograd.Function):
 
 
 class Winograd(nn.Module):
-    """A convolution of 3x3 taps, stride 1 and one zero around, whose weights no longer move."""
+    """A convolution of 3x3 taps, stride 1 and one zero around, whose weights no longer move.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    Args:
+        weight: (O, C, 3, 3).
+        bias: (O,) or none.
+        images: how many are usually asked about at a time. What is done does not depend on how many it is in the end.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, images: int) -> None:
         super().__init__()
+        self._images = images
         self._plain = (weight.detach(), None if bias is None else bias.detach())  # a tuple: neither buffers nor parameters
         self._ahead: _Direction | None = None
         self._back: _Direction | None = None
@@ -212,7 +221,8 @@ class Winograd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, H, W)."""
         weight, bias = self._plain
-        if x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
+        small = self._images * weight.numel() * x.shape[2] * x.shape[3] < WORK
+        if small or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
             return F.conv2d(x, weight, bias, padding=1)
         found: Tensor = _Convolve.apply(x, self)
         return found

@@ -79,6 +79,15 @@ def test_samples_alternate_and_the_ratio_is_of_the_medians(monkeypatch):
     assert (row["ratio"], row["ours"], row["reference"], row["ratio_range"]) == (3, 1, 3, [2, 6])
 
 
+def test_what_makes_ready_comes_before_each_sample_untimed(monkeypatch):
+    calls = []
+    clock = iter([0, 1, 1, 3])
+    monkeypatch.setattr("bench.timing.time.perf_counter", lambda: calls.append("t") or next(clock))
+    ready = (lambda: calls.append("A"), lambda: calls.append("B"))
+    interleave("case", lambda: calls.append("a"), lambda: calls.append("b"), pairs=1, warm=0, ready=ready)
+    assert "".join(calls) == "AtatBtbt"
+
+
 def test_json_is_one_object_of_the_promised_form(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(startup, "CASES", {"help": (["--version"], ["nothing"])})

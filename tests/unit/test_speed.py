@@ -10,7 +10,7 @@ from torch import nn
 from robustkd.catalog import Shelf
 from robustkd.datasets._base import ImageSet
 from robustkd.methods._base import Clock
-from robustkd.models import _fold, _winograd
+from robustkd.models import _winograd
 from robustkd.recipe.schema import Recipe
 from robustkd.training.evaluate import evaluate
 from robustkd.training.loop import Loop
@@ -58,7 +58,7 @@ def trained(loop: Loop, data: ImageSet, steps: int = 3) -> dict[str, torch.Tenso
 @pytest.mark.parametrize("name", Shelf("methods").names())
 def test_both_speeds_train_the_same_student(name, data, tmp_path, monkeypatch):
     monkeypatch.setattr(_winograd, "CHANNELS", 1)  # of frozen teachers, as if these were wide
-    monkeypatch.setattr(_fold, "FEW", 1)
+    monkeypatch.setattr(_winograd, "WORK", 0)
     quick, safe = (trained(loop_of(name, speed, data, tmp_path), data) for speed in ("auto", "safe"))
     for key, value in safe.items():
         torch.testing.assert_close(quick[key], value, rtol=1e-7, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
