@@ -184,7 +184,7 @@ def test_the_standard_budget_is_that_of_the_package():
 
 def test_an_image_that_one_side_breaks_is_told_with_its_margin():
     """The source's adversarial images, handed in as what one side found."""
-    sides = audit.Sides(audit.PGD, 12, 12)
+    sides = audit.Sides(audit.PGD, 40, 40)
     sides.reference()
     found = sides.outcomes["reference"]
     broken = int((sides.robust_clean() & ~found.robust).nonzero()[0][0])
