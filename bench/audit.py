@@ -99,22 +99,26 @@ def rows(*, quick: bool, place: Place = HERE) -> Iterator[Row]:
         pairs = (1 if quick else 2) if budget is STANDARD else 3
         kinds = [Sides, Jobs] if budget is STANDARD and not quick and place.device == "cpu" and cores() > 1 else [Sides]
         for kind in kinds:
-            sides = kind(budget, n, BATCH[place.device], place.device)
-            if place.wants(sides.name):
-                yield sides.row(pairs=pairs, settle=place.settle)
+            if place.wants(kind.called(budget)):
+                yield kind(budget, n, BATCH[place.device], place.device).row(pairs=pairs, settle=place.settle)
 
 
 class Sides:
     """One budget on both sides."""
 
     def __init__(self, budget: Budget, n: int, batch: int, device: str = "cpu") -> None:
-        self.budget, self.batch, self.name = budget, batch, f"{budget.name}/{NAME}"
+        self.budget, self.batch, self.name = budget, batch, self.called(budget)
         net, self.images = subject(n)
         self.net = net.to(device)
         self.direct = deepcopy(self.net).requires_grad_(True)  # as a script loads it
         self.x = torch.from_numpy(self.images.floats()).to(device)
         self.y = torch.from_numpy(self.images.labels).to(device)
         self.outcomes: dict[str, Outcome] = {}
+
+    @staticmethod
+    def called(budget: Budget) -> str:
+        """The name of the case."""
+        return f"{budget.name}/{NAME}"
 
     def ours(self) -> None:
         """Our audit."""
@@ -193,24 +197,31 @@ class Sides:
 class Jobs(Sides):
     """Our side is the command line, with a process for each core."""
 
-    def __init__(self, budget: Budget, n: int, batch: int, device: str = "cpu") -> None:
-        super().__init__(budget, n, batch, device)
-        self.jobs = cores()
-        self.name = f"{self.name}/jobs-{self.jobs}"
+    jobs = cores()
+
+    @staticmethod
+    def called(budget: Budget) -> str:
+        """The name of the case."""
+        return f"{Sides.called(budget)}/jobs-{Jobs.jobs}"
 
     def ours(self) -> None:
         """The audit of a user."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "policy.yaml").write_text(self.budget.policy.model_dump_json())  # JSON is YAML
-            words: list[object] = ["audit", f"teacher:{TEACHER}", "--dataset", DATA, "--eps", THREAT.eps, "--min-robust", 1]
-            words += ["--policy", folder / "policy.yaml", "--n", len(self.y), "--batch-size", self.batch, "--jobs", self.jobs]
-            command = [sys.executable, "-m", "robustkd", *map(str, words), "--output", str(folder / "audit")]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            told = "--dataset", DATA, "--eps", THREAT.eps, "--min-robust", 1, "--batch-size", self.batch, "--jobs", self.jobs
+            line = command(folder, len(self.y), "audit", *told)
+            subprocess.run(line, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             kept = np.load(folder / "audit" / "adversarial.npz")
         if not np.array_equal(kept["x"], self.images.floats()):
             raise RuntimeError("the audit took other images than the reference")
         self.outcomes["ours"] = Outcome(self.robust_clean() & self._robust(kept["x_adv"]), kept["x_adv"])
+
+
+def command(folder: Path, n: int, output: str, *more: object) -> list[str]:
+    """The command line of an audit of the teacher that ships, under the policy that lies in a folder."""
+    words = ["audit", f"teacher:{TEACHER}", "--policy", folder / "policy.yaml", "--n", n, "--output", folder / output, *more]
+    return [sys.executable, "-m", "robustkd", *map(str, words)]
 
 
 def subject(n: int) -> tuple[nn.Module, ImageSet]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.audit import NAME, TEACHER
+from bench.audit import NAME, command
 from bench.startup import ROOT
 from bench.timing import Row, row
 
@@ -59,10 +58,9 @@ def _pair(n: int) -> tuple[tuple[float, float], bool]:
 
 
 def _start(folder: Path, n: int, output: str, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "robustkd", "audit", f"teacher:{TEACHER}", "--policy", str(folder / "policy.yaml")]
-    command += ["--n", str(n), "--min-robust", "50", "--output", str(folder / output), *more]
+    line = command(folder, n, output, "--min-robust", 50, *more)
     alone = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(line, cwd=ROOT, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _ended(process: subprocess.Popen[bytes]) -> None:

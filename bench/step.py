@@ -44,8 +44,8 @@ CLOCK = Clock(epoch=0, epochs=1, step=0)
 KNOBS: dict[str, dict[str, Any]] = {"iad": {"gate_epoch": 0}}
 """Where a paper's training does most of its work after an epoch that is not reached here."""
 PAIRS = {"papers, quick": 1, "papers": 7, "quickstart, quick": 3, "quickstart": 51}
-QUICK = ("dgad",), ("mnv2",)
-"""Methods and students that a quick run times on the papers' networks."""
+QUICK_METHODS, QUICK_STUDENTS = ("dgad",), ("mnv2",)
+"""What a quick run times on the papers' networks."""
 
 
 class Different(Exception):
@@ -74,9 +74,9 @@ def cases(*, quick: bool, device: str = "cpu") -> Iterator[tuple[str, Size]]:
         print(f"{name}: no reference step, left out", file=sys.stderr)
     yield from ((method, QUICKSTART) for method in methods)
     for method in methods:
-        if quick and method not in QUICK[0]:
+        if quick and method not in QUICK_METHODS:
             continue
-        for student in QUICK[1] if quick else STUDENTS:
+        for student in QUICK_STUDENTS if quick else STUDENTS:
             for teacher in TEACHERS if roles_of(method) else ("resnet-18",):
                 yield method, paper(student, teacher, device=device)
 

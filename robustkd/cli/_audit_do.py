@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from robustkd.cli._audit_view import Told, Trust, show_shard
+from robustkd.cli._audit_view import Told, Trust, option, show_shard
 from robustkd.cli._print import say
 from robustkd.errors import ConfigError
 
@@ -49,7 +49,7 @@ def _on_device(
 
     bounds = {**bounds, "policy": asked.pop("policy", None)}
     if asked:
-        names = ", ".join(f"--{key.replace('_root', '').replace('_', '-')}" for key in asked)
+        names = ", ".join(map(option, asked))
         raise ConfigError(f"a kit settles this already: {names}", where="--kit", fix="leave it out, or audit without the kit")
     return audit_kit(artifact, kit, trust_engine=trust.engine, progress=say, **bounds)
 
@@ -62,12 +62,12 @@ def _at_home(
 
     if asked.get("no_merge") and "shard" not in asked:
         raise ConfigError("only a shard leaves merging to others", where="--no-merge", fix="leave it out, or add --shard I/N")
+    subject = _subject(artifact, asked, trust)  # what has to be fetched is, once
     if asked.get("jobs", 1) > 1:
         from robustkd.cli._audit_jobs import shards_at_once
 
         shards_at_once(artifact, asked, bounds, trust)
-    asked = {key: value for key, value in asked.items() if key != "jobs"}
-    subject, options = _subject(artifact, asked, trust), {**asked, **bounds, "progress": say}
+    options = {**{key: value for key, value in asked.items() if key != "jobs"}, **bounds, "progress": say}
     if "shard" not in options:
         found: tuple[AuditResult, Path] = api.audit(subject, **options)
         return found

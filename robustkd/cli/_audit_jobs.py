@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from robustkd.cli._audit_view import Trust
+from robustkd.cli._audit_view import Trust, option
 from robustkd.cli._print import say
 from robustkd.errors import ConfigError
 from robustkd.result import EXIT
@@ -41,7 +41,7 @@ def shards_at_once(artifact: str, asked: dict[str, Any], bounds: dict[str, Any],
         Interrupted: a signal asked for a stop; every shard has kept what it has.
         typer.Exit: a shard failed, and has said why; the others are stopped.
     """
-    if wrong := [f"--{key}" for key in ALONE if key in asked]:
+    if wrong := [option(key) for key in ALONE if key in asked]:
         raise ConfigError(f"--jobs divides the audit itself, beside {', '.join(wrong)}", where="--jobs", fix="leave one out")
     jobs = asked["jobs"]
     trusted = {"trust_engine": trust.engine, "trust_pickle": trust.pickle}
@@ -76,8 +76,7 @@ def _flags(options: dict[str, Any]) -> list[str]:
     for key, value in options.items():
         if value is None or value is False:
             continue
-        name = "--" + key.replace("_root", "").replace("_", "-")
-        flags += [name] if value is True else [name, str(value)]
+        flags += [option(key)] if value is True else [option(key), str(value)]
     return flags
 
 

@@ -28,6 +28,11 @@ class Told(NamedTuple):
     summary: Path | None
 
 
+def option(key: str) -> str:
+    """An option's name as it is typed, from that of its value."""
+    return "--" + key.replace("_root", "").replace("_", "-")
+
+
 Accuracy = Literal["clean_accuracy", "robust_accuracy", "robust_accuracy_float", "robust_accuracy_uint8"]
 
 

@@ -13,7 +13,7 @@ The gradient to the images is the same kind of convolution, with the weights tur
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -90,17 +90,18 @@ ONCE = ([0, 0], [1, 1], [1, 1])
 
 
 class _Direction:
-    """One convolution, forward or backward: weights (O, C, 3, 3), transformed once.
+    """One convolution, or with its weights `turned` and transposed the way back: (O, C, 3, 3), transformed once.
 
     However many images are asked about, products are taken of the same number of rows at a time: oneDNN wants the weights
     laid out for it, and an image's answer does not depend on the company it is in.
     """
 
-    def __init__(self, weight: Callable[[], Tensor], bias: Tensor | None) -> None:
-        self._plain, self._bias = weight, None
-        self.outputs, self.inputs = weight().shape[:2]
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, turned: bool = False) -> None:
         taps, ones = (torch.tensor(m, dtype=torch.float64) for m in _matrices())
-        self._taps = taps
+        self._taps = taps.flip(1) if turned else taps
+        self._plain = weight.transpose(0, 1) if turned else weight  # a view: turning is left to the taps
+        self.outputs, self.inputs = self._plain.shape[:2]
+        self._bias: Tensor | None = None
         if bias is not None:
             self._bias = torch.einsum("i,j,o->ijo", ones, ones, bias.double()).to(bias.dtype).reshape(-1)
         self._laid: tuple[int, Tensor] = 0, torch.empty(0)
@@ -157,9 +158,8 @@ class _Direction:
 
     def _transformed(self) -> Tensor:
         """G g G', (36 O, C, 1, 1)."""
-        plain = self._plain()
-        wide = plain.new_empty((POINTS, POINTS, self.outputs, self.inputs))
-        exact = plain.double()
+        wide = self._plain.new_empty((POINTS, POINTS, self.outputs, self.inputs))
+        exact = self._plain.double()
         for down, into in zip(self._taps, wide, strict=True):  # a sixth at a time, for the memory
             into.copy_(torch.einsum("jb,a,ocab->joc", self._taps, down, exact))
         return wide.view(-1, self.inputs, 1, 1)
@@ -208,14 +208,14 @@ class Winograd(nn.Module):
     def ahead(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, H, W)."""
         if self._ahead is None:
-            self._ahead = _Direction(lambda: self._plain[0], self._plain[1])
+            self._ahead = _Direction(*self._plain)
         return self._ahead(x)
 
     @torch.no_grad()
     def back(self, grad: Tensor) -> Tensor:
         """(N, O, H, W) -> (N, C, H, W)."""
         if self._back is None:
-            self._back = _Direction(lambda: self._plain[0].flip(2, 3).transpose(0, 1), None)
+            self._back = _Direction(self._plain[0], None, turned=True)
         return self._back(grad)
 
     def forward(self, x: Tensor) -> Tensor:
