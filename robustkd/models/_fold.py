@@ -10,11 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from robustkd.models._winograd import Winograd, suits
 
 MANY = 64
 """Images at a time where nothing is said of them."""
+
+
+def _line(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a batch norm does to each channel in eval mode: scale and shift, (C,)."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None  # it was looked for
+    scale = (variance + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale
 
 
 class _Convolution(nn.Module):
@@ -32,18 +42,47 @@ class _Convolution(nn.Module):
     def refresh(self) -> None:
         """Fold the weights as they are now."""
         conv, norm = self._of
-        mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None and variance is not None  # `_foldable`
-        scale = (variance + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = -mean if conv.bias is None else conv.bias - mean
+        scale, shift = _line(norm)
         self.weight = conv.weight * scale[:, None, None, None]
-        self.bias = shift * scale if norm.bias is None else shift * scale + norm.bias
+        self.bias = shift if conv.bias is None else conv.bias * scale + shift
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
         answer: Tensor = self._of[0]._conv_forward(x, self.weight, self.bias)
         return answer
+
+
+class _Gate(torch.autograd.Function):
+    """A batch norm in eval mode and a ReLU as one, which keeps the answer alone for its gradient to the images."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        y = torch.addcmul(shift, x, scale).relu_()
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        y, scale = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(scale), None, None
+
+
+class _Gated(nn.Module):
+    """A batch norm that no convolution precedes, with the ReLU after it; its weights no longer move."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self._norm = norm
+        scale, shift = _line(norm)
+        self._scale, self._shift = scale.detach()[:, None, None], shift.detach()[:, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        if x.dtype != self._scale.dtype or torch.is_autocast_enabled(x.device.type):
+            return F.relu(self._norm(x))
+        found: Tensor = _Gate.apply(x, self._scale, self._shift)
+        return found
 
 
 class Folded:
@@ -106,11 +145,39 @@ def frozen(net: nn.Module, *, images: int = MANY) -> nn.Module:
     if fold is None:
         return net
     quick = fold.refreshed().eval().requires_grad_(False)
+    for part in quick.modules():
+        if isinstance(part, _Convolution) and part.weight.device.type == "cpu":
+            part.weight = part.weight.contiguous(memory_format=torch.channels_last)  # whatever the images' layout
+    _gate(quick)
     for name, module in list(quick.named_modules()):
         if (better := _better(module, images)) is not None:
             parent, _, own = name.rpartition(".")
             setattr(quick.get_submodule(parent), own, better)
     return quick
+
+
+def _gate(graph: nn.Module) -> None:
+    """Put a gate in place of each batch norm that is left and read by a ReLU alone."""
+    assert isinstance(graph, fx.GraphModule)
+    modules = dict(graph.named_modules())
+    for node in list(graph.graph.nodes):
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(norm) is not nn.BatchNorm2d or norm.running_var is None or len(node.users) != 1:
+            continue
+        (user,) = node.users
+        if not _is_relu(user, modules):
+            continue
+        graph.add_submodule(name := f"gated_{node.name}", _Gated(norm))
+        node.target = name
+        user.replace_all_uses_with(node)
+        graph.graph.erase_node(user)
+    graph.recompile()
+
+
+def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return type(modules[str(node.target)]) is nn.ReLU
+    return node.target in (F.relu, torch.relu, "relu", "relu_")
 
 
 def _better(module: nn.Module, images: int) -> Winograd | None:
@@ -130,6 +197,6 @@ def _foldable(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
     if not isinstance(conv, fx.Node) or conv.op != "call_module" or len(conv.users) != 1:
         return None
     calls = sum(other.target == conv.target for other in node.graph.nodes)
-    if type(modules[str(conv.target)]) is not nn.Conv2d or calls > 1 or norm.running_var is None:
+    if type(modules.get(str(conv.target))) is not nn.Conv2d or calls > 1 or norm.running_var is None:
         return None
     return conv
