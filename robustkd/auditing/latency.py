@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from robustkd.auditing.verdict import Bound, Outcome, bound_check
 from robustkd.bundle import hardware
@@ -50,7 +50,7 @@ def _times(engine: Engine, batch: Images) -> list[float]:
 def judged(times: list[float], bound: float, batch: int) -> Bound:
     """Hold the percentile against the bound; its 95 % interval is that of order statistics, whatever the distribution."""
     ordered, n = sorted(times), len(times)
-    at = [int(binom.ppf(q, n, SHARE)) for q in (0.025, 0.975)]
+    at = np.searchsorted(bdtr(np.arange(n), n, SHARE), (0.025, 0.975)).tolist()
     p95 = ordered[min(n - 1, int(np.ceil(SHARE * n)) - 1)]
     low, high = ordered[max(0, at[0] - 1)], ordered[min(n - 1, at[1])]
     outcome: Outcome = "ok" if high <= bound else "fail" if low > bound else "open"

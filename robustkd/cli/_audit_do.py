@@ -57,16 +57,16 @@ def _on_device(
 def _at_home(
     artifact: str, asked: dict[str, Any], bounds: dict[str, Any], trust: Trust, told: Told
 ) -> tuple[AuditResult, Path]:
-    from robustkd import api
-    from robustkd.result import EXIT
-
     if asked.get("no_merge") and "shard" not in asked:
         raise ConfigError("only a shard leaves merging to others", where="--no-merge", fix="leave it out, or add --shard I/N")
-    subject = _subject(artifact, asked, trust)  # what has to be fetched is, once
     if asked.get("jobs", 1) > 1:
         from robustkd.cli._audit_jobs import shards_at_once
 
         shards_at_once(artifact, asked, bounds, trust)
+    from robustkd import api  # takes seconds, in which the shards have begun
+    from robustkd.result import EXIT
+
+    subject = _subject(artifact, asked, trust)
     options = {**{key: value for key, value in asked.items() if key != "jobs"}, **bounds, "progress": say}
     if "shard" not in options:
         found: tuple[AuditResult, Path] = api.audit(subject, **options)
