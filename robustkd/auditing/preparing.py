@@ -32,18 +32,20 @@ def models_of(
     x: Tensor,
     *,
     random: bool,
+    asked: bool = False,
     exact: bool = False,
 ) -> dict[str, Model]:
     """What each kind of attack works on; a `random` engine's networks may be random too, then their mean leads.
 
-    Networks are made as quick as they can be had, unless they shall be `exact`.
+    Networks are made as quick as they can be had, unless they shall be `exact`; more so where they are `asked` for answers
+    without gradients many times.
     """
 
     @cache
     def lead(other: nn.Module) -> nn.Module:
         if random and varies(other, x):
             return Expectation(other, DRAWS)
-        return other if exact else quick(other, x)
+        return other if exact else quick(other, x, asked=asked)
 
     one = net is not None and kind == "logits" and isinstance(engine, PytorchEngine) and engine.net is net
     values = Own(engine, lead(net)) if net is not None and one else Values(engine, probabilities=kind == "probabilities")

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from robustkd.attacks._base import Attack, Found
 from robustkd.attacks._grid import on_grid
+from robustkd.auditing.answers import Answers, answers
 from robustkd.auditing.twin import Surrogate, Tamed, Values
 from robustkd.engines._base import Engine
 from robustkd.losses import margin
@@ -28,19 +29,21 @@ if TYPE_CHECKING:
 ALIKE = 1e-4
 
 
-def quick(net: nn.Module, x: Tensor) -> nn.Module:
+def quick(net: nn.Module, x: Tensor, *, asked: bool = False) -> nn.Module:
     """The network with batch norms folded, or itself: where it cannot be traced, is random, or would answer otherwise.
 
     Args:
         net: (N, C, H, W) in [0, 1] -> logits (N, K), in eval mode.
         x: images to compare the answers on: these, and the same under noise.
+        asked: often for its answers alone.
     """
     found = frozen(net)
-    if found is net:
-        return net
     rng = torch.Generator().manual_seed(0)
     noisy = (x + 0.05 * torch.randn(x.shape, generator=rng).to(x)).clamp(0, 1)
-    return found if all(_alike(net, found, images) for images in (x, noisy)) else net
+    if found is net or not all(_alike(net, found, images) for images in (x, noisy)):
+        return net
+    sooner = answers(found, x) if asked else found
+    return sooner if sooner is found or all(_alike(found, sooner, images) for images in (x, noisy)) else found
 
 
 @torch.no_grad()
@@ -121,7 +124,7 @@ def attacked(job: Job, against: str, attack: Attack, index: NDArray[np.int64], s
 
 def _folded(model: object) -> bool:
     """Whether the values that lead an attack are those of a folded network."""
-    while isinstance(model, (White, Tamed, Own)):
+    while isinstance(model, (White, Tamed, Own, Answers)):
         model = model.values if isinstance(model, White) else model.net
     return isinstance(model, fx.GraphModule)
 

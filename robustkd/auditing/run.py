@@ -48,6 +48,8 @@ from robustkd.threat import ThreatModel
 
 #: images that set the scale of the logits
 SCALE = 256
+#: answers without a gradient, per image, from which a session of ONNX Runtime is worth its start
+ASKED = 500
 
 
 @dataclass(frozen=True)
@@ -215,9 +217,9 @@ def _begin(order: Order, shard: Shard) -> _Work:
             order.progress(Event("warning", f"{check.name}: {check.message}"))
     second = order.second if not any(check.name == TWIN and check.status != "ok" for check in checks) else None
     led: Engine = Mean(engine) if audit.stochastic else engine
-    prepare = partial(
-        models_of, led, net, source, second, kind, torch.from_numpy(x[:SCALE]).to(device), random=audit.stochastic
-    )
+    some = torch.from_numpy(x[:SCALE]).to(device)
+    asked = order.policy.answers >= ASKED
+    prepare = partial(models_of, led, net, source, second, kind, some, random=audit.stochastic, asked=asked)
     job = Job(
         x,
         y,

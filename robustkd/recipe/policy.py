@@ -65,6 +65,12 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     corruptions: bool = Field(False, description="also report accuracies under common corruptions")
     gates: Gates = Field(Gates(), description="what the verdict asks for")
 
+    @property
+    def answers(self) -> int:
+        """The most answers without a gradient that one attack asks for, per image."""
+        fab = 100 * self.targets if self.fab else 0
+        return max(fab, self.square_queries, self.square_ties_queries, self.rays_queries, self.hopskipjump_queries)
+
 
 class AuditConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """The audit section of a recipe; command-line options override it."""

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import fx, nn
 
-from robustkd.auditing import preparing
+from robustkd.auditing import answers, preparing
 from robustkd.auditing.facts import ArtifactFacts, SourceModel
 from robustkd.auditing.quick import Enough, Own, White, quick
 from robustkd.auditing.run import run_audit
 from robustkd.auditing.twin import Surrogate, Values
 from robustkd.engines.pytorch import PytorchEngine
+from robustkd.models._fold import frozen
 from robustkd.recipe.policy import AuditConfig, Policy
 from robustkd.threat import ThreatModel
 from tests.audit_nets import Conv, TorchEngine, images, trained
@@ -49,10 +50,10 @@ def other(net):
     return rounded.eval()
 
 
-def audit(engine, data, threat=THREAT, **options):
+def audit(engine, data, threat=THREAT, policy=POLICY, **options):
     facts = ArtifactFacts("net.pt", "0" * 64)
     return run_audit(
-        engine, artifact=facts, images=data, threat=threat, policy=POLICY, audit=AuditConfig(batch_size=32), **options
+        engine, artifact=facts, images=data, threat=threat, policy=policy, audit=AuditConfig(batch_size=32), **options
     )
 
 
@@ -88,10 +89,57 @@ def test_folded_networks_give_the_flags_of_plain_ones(paired, data, net, other, 
     else:
         subject, options = engine_of(net), {"twin": net}
     quickly, arrays = audit(subject, data, **options)
-    monkeypatch.setattr(preparing, "quick", lambda net, x: net)
+    monkeypatch.setattr(preparing, "quick", lambda net, x, **_: net)
     plainly, plain = audit(subject, data, **options)
     assert 0.1 < arrays.ledger.engine.robust().mean() < arrays.ledger.engine.clean.robust.mean()
     assert same(flags(arrays), flags(plain)) and quickly.verdict == plainly.verdict
+
+
+def test_a_session_that_answers_gives_the_flags_of_plain_networks(data, net, monkeypatch):
+    policy = POLICY.model_copy(update={"square_queries": 600, "fab": True})
+    seen = []
+    run = answers.Answers.forward
+    monkeypatch.setattr(answers.Answers, "forward", lambda self, x: seen.append(len(x)) or run(self, x))
+    quickly, arrays = audit(engine_of(net), data, policy=policy, twin=net)
+    assert len(seen) > 600
+    monkeypatch.setattr(preparing, "quick", lambda net, x, **_: net)
+    plainly, plain = audit(engine_of(net), data, policy=policy, twin=net)
+    assert same(flags(arrays), flags(plain)) and quickly.verdict == plainly.verdict
+
+
+def test_a_session_answers_alike_in_any_batch_and_has_the_gradient_of_torch(data, net):
+    x = torch.from_numpy(data.floats()[:40])
+    found, folded = quick(net, x, asked=True), frozen(net)
+    assert isinstance(found, answers.Answers) and not isinstance(quick(net, x), answers.Answers)
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), net(x), rtol=1e-4, atol=1e-5)
+        for size in (1, 3, 16, 39):
+            assert torch.equal(found(x[:size]), found(x)[:size])
+    slopes = []
+    for model in (found, folded):
+        z = x.clone().requires_grad_(True)
+        slopes.append(torch.autograd.grad(model(z).square().sum(), z)[0])
+    assert torch.equal(*slopes)
+
+
+def test_without_a_session_torch_answers(data, net, monkeypatch):
+    x = torch.from_numpy(data.floats()[:8])
+
+    def refused(*_, **__):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(answers, "open_session", refused)
+    assert isinstance(quick(net, x, asked=True), fx.GraphModule)
+    double = frozen(Conv().double().eval())
+    assert answers.answers(double, x.double()) is double
+    wide = frozen(nn.Sequential(nn.Conv2d(160, 160, 3, padding=1), nn.BatchNorm2d(160)).eval())
+    assert answers.answers(wide, torch.rand(2, 160, 8, 8)) is wide, "Winograd's way is quicker still"
+
+
+def test_a_session_that_answers_otherwise_is_not_taken(data, net, monkeypatch):
+    x = torch.from_numpy(data.floats()[:8])
+    monkeypatch.setattr(answers.Answers, "forward", lambda self, x: self.net(x) * 1.01)
+    assert isinstance(quick(net, x, asked=True), fx.GraphModule)
 
 
 def test_images_that_leave_lose_no_flag_on_either_side(data, net, other, monkeypatch):
@@ -110,12 +158,12 @@ def test_a_network_that_is_engine_and_twin_is_asked_once(data, net):
     wrapped = preparing.models_of(TorchEngine(net), net, None, None, "logits", x, random=False, exact=True)["surrogate"]
     assert isinstance(plain, White) and isinstance(plain.values, Own)
     assert isinstance(wrapped, Surrogate) and not isinstance(wrapped, White) and isinstance(wrapped.values, Values)
-    answers, slopes = [], []
+    logits, slopes = [], []
     for model in (plain, wrapped):
         z = x.clone().requires_grad_(True)
-        answers.append(model(z))
-        slopes.append(torch.autograd.grad(answers[-1].square().sum(), z)[0])
-    assert torch.equal(*answers) and torch.equal(*slopes)
+        logits.append(model(z))
+        slopes.append(torch.autograd.grad(logits[-1].square().sum(), z)[0])
+    assert torch.equal(*logits) and torch.equal(*slopes)
     assert plain.values.images > 0
 
 
@@ -132,7 +180,7 @@ class Backwards(nn.Module):
 
 def test_a_folded_network_that_falls_before_the_judge_is_not_believed(data, net, monkeypatch):
     expected, plain = audit(engine_of(net), data, twin=net)
-    monkeypatch.setattr(preparing, "quick", lambda net, x: fx.symbolic_trace(Backwards(net)))
+    monkeypatch.setattr(preparing, "quick", lambda net, x, **_: fx.symbolic_trace(Backwards(net)))
     result, arrays = audit(engine_of(net), data, twin=net)
     assert np.array_equal(arrays.ledger.engine.robust(), plain.ledger.engine.robust())
     assert result.engine.robust_accuracy == expected.engine.robust_accuracy
