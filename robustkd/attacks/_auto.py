@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from robustkd.errors import RequirementError
-from robustkd.threat import ThreatModel
 
 #: the package names norms so
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -25,8 +24,3 @@ def autoattack(module: str) -> Any:
         raise RequirementError(
             "this attack needs the package pyautoattack", where=str(error), fix="pip install 'robustkd[train]'"
         ) from error
-
-
-def common(threat: ThreatModel, seed: int) -> dict[str, Any]:
-    """The arguments that every attack class of the package takes."""
-    return {"norm": NORMS[threat.norm], "eps": threat.eps, "seed": seed, "verbose": False}

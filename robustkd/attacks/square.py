@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from robustkd.attacks._auto import autoattack, common
+from robustkd.attacks._auto import NORMS, autoattack
 from robustkd.attacks._base import Attack
 from robustkd.attacks._guard import Guard
 from robustkd.attacks.square_ties import SquareTies
@@ -42,7 +42,10 @@ class Square(Attack, frozen=True):
             p_init=0.8,
             resc_schedule=False,
             device=x.device,
-            **common(threat, seed),
+            norm=NORMS[threat.norm],
+            eps=threat.eps,
+            seed=seed,
+            verbose=False,
         )
         found: Tensor = attack.perturb(x, y)
         return found

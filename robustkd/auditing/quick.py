@@ -38,9 +38,11 @@ def quick(net: nn.Module, x: Tensor, *, asked: bool = False) -> nn.Module:
         asked: often for its answers alone.
     """
     found = frozen(net)
+    if found is net:
+        return net
     rng = torch.Generator().manual_seed(0)
     noisy = (x + 0.05 * torch.randn(x.shape, generator=rng).to(x)).clamp(0, 1)
-    if found is net or not all(_alike(net, found, images) for images in (x, noisy)):
+    if not all(_alike(net, found, images) for images in (x, noisy)):
         return net
     sooner = answers(found, x) if asked else found
     return sooner if sooner is found or all(_alike(found, sooner, images) for images in (x, noisy)) else found

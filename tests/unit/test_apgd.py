@@ -6,39 +6,23 @@ import pytest
 import torch
 
 from robustkd.attacks._apgd import Schedule, auto_pgd
+from robustkd.attacks._auto import NORMS
 from robustkd.catalog import Shelf
 from robustkd.losses import margin
 from robustkd.threat import ThreatModel
-from tests.audit_nets import Conv, images, trained
+from tests.attacked import THREATS, Recorder, batch, victim
 
-NORMS = {"linf": "Linf", "l2": "L2"}
-THREATS = [ThreatModel(eps=0.03), ThreatModel(norm="l2", eps=0.15)]
 SCHEDULES = [Schedule(1), Schedule(7, restarts=2), Schedule(100), Schedule(40, targets=3)]
 
 
 @pytest.fixture(scope="module")
 def data():
-    found = images(64)
-    return torch.from_numpy(found.floats()), torch.from_numpy(found.labels)
+    return batch(64)
 
 
 @pytest.fixture(scope="module")
 def net():
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return trained(Conv(), images(64), steps=200).requires_grad_(False)
-
-
-class Recorder:
-    """A network that writes down every image it is asked the gradient of."""
-
-    def __init__(self, net):
-        self.net, self.asked = net, []
-
-    def __call__(self, z):
-        if z.requires_grad:
-            self.asked.append(z.detach().clone())
-        return self.net(z)
+    return victim()
 
 
 def never(z, margins, rows):

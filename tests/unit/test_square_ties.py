@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from robustkd.attacks._auto import NORMS
 from robustkd.attacks._square import Windows, _odd_side, eta, side
 from robustkd.attacks._streams import Streams, place, signs
 from robustkd.attacks.square import Square, _grid_fits
 from robustkd.attacks.square_ties import SquareTies
 from robustkd.losses import margin
 from robustkd.threat import ThreatModel
+from tests import attacked
 from tests.audit_nets import Conv, Quadrants, images, trained
 
 THREAT = ThreatModel(eps=0.04)
@@ -22,8 +24,7 @@ THREATS = pytest.mark.parametrize("threat", [THREAT, L2], ids=["linf", "l2"])
 
 @pytest.fixture(scope="module")
 def batch():
-    data = images(32)
-    return torch.from_numpy(data.floats()), torch.from_numpy(data.labels)
+    return attacked.batch(32)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def authors(net, x, y, queries, threat, monkeypatch):
     from pyautoattack.square import SquareAttack
 
     draws = Draws(x, threat.norm)
-    norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    norm = NORMS[threat.norm]
     attack = SquareAttack(net, norm=norm, n_queries=queries, eps=threat.eps, p_init=0.8, resc_schedule=False, device="cpu")
     attack.random_choice, attack.random_int, attack.ndims = draws.random_choice, draws.random_int, 3
     attack.orig_dim = list(x.shape[1:])
