@@ -29,7 +29,6 @@ from bench.timing import Row, interleave
 from robustkd.catalog import Shelf
 from robustkd.datasets._base import ImageSet
 from robustkd.methods._base import Clock
-from robustkd.models import _winograd
 from robustkd.recipe.schema import AnyModel, Recipe
 from robustkd.training.batches import ATTACK
 from robustkd.training.heap import kept
@@ -44,6 +43,12 @@ CLOCK = Clock(epoch=0, epochs=1, step=0)
 KNOBS: dict[str, dict[str, Any]] = {"iad": {"gate_epoch": 0}}
 """Where a paper's training does most of its work after an epoch that is not reached here."""
 PAIRS = {"papers, quick": 1, "papers": 7, "quickstart, quick": 3, "quickstart": 51}
+SHORT_CUTS: dict[str, dict[str, Any]] = {
+    "robustkd.models._winograd": {"CHANNELS": 1, "WORK": 0},
+    "robustkd.models._fold": {"LARGE": 0},
+    "robustkd.training.recompute": {"LEAST": 0},
+}
+"""Modules, and from which sizes on they do what `train.speed: auto` does with large networks and batches."""
 QUICK_METHODS, QUICK_STUDENTS = ("dgad",), ("mnv2",)
 """What a quick run times on the papers' networks."""
 
@@ -57,7 +62,9 @@ def rows(*, quick: bool, place: Place = HERE) -> Iterator[Row]:
         if not place.wants(case_of(method, size)):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            with patch.multiple(_winograd, CHANNELS=1, WORK=0):  # small networks take the short cuts of those that are timed
+            with ExitStack() as small:  # networks that take the short cuts of those that are timed
+                for module, sizes in SHORT_CUTS.items():
+                    small.enter_context(patch.multiple(module, **sizes))
                 Pair(method, tiny(size), Path(folder), dtype=torch.float64).check()
             pair = Pair(method, size, Path(folder), place=place)
             kind = ("quickstart" if size is QUICKSTART else "papers") + (", quick" if quick else "")

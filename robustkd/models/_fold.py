@@ -16,6 +16,8 @@ from robustkd.models._winograd import Winograd, suits
 
 MANY = 64
 """Images at a time where nothing is said of them."""
+LARGE = 2**25
+"""Bytes of an answer from which where it is positive is kept, a quarter of it; of a smaller one that takes longer."""
 
 
 def _line(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -53,19 +55,20 @@ class _Convolution(nn.Module):
 
 
 class _Gate(torch.autograd.Function):
-    """A batch norm in eval mode and a ReLU as one, which keeps the answer alone for its gradient to the images."""
+    """A batch norm in eval mode and a ReLU as one, which keeps the answer alone for its gradient to the images, or less."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         y = torch.addcmul(shift, x, scale).relu_()
-        ctx.save_for_backward(y, scale)
+        ctx.save_for_backward(y > 0 if y.nbytes >= LARGE else y, scale)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        y, scale = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(scale), None, None
+        kept, scale = ctx.saved_tensors
+        gated = grad * kept if kept.dtype == torch.bool else torch.ops.aten.threshold_backward(grad, kept, 0)
+        return gated.mul_(scale), None, None
 
 
 class _Gated(nn.Module):

@@ -31,8 +31,6 @@ CHUNK = 3 * 2**20
 """Bytes of transformed images at a time: they are to stay in a cache."""
 SOME = 2**13
 """Weights transformed at a time."""
-BLOCK = 30 * 2**20
-"""Bytes of transformed weights in one piece: what frees more at once gives it back to the system (`training.heap`)."""
 P, Q = 2**0.5, 0.5**0.5
 SUM = P * P + Q * Q
 
@@ -105,13 +103,10 @@ class _Direction:
         self._taps = taps.flip(1) if turned else taps
         self._plain = weight.transpose(0, 1) if turned else weight  # a view: turning is left to the taps
         self.outputs, self.inputs = self._plain.shape[:2]
-        size = POINTS**2 * self.outputs * self.inputs * weight.element_size()
-        self._parts = next((parts for parts in (1, 2, 3) if size / parts <= BLOCK), POINTS)
-        self._biases: tuple[Tensor | None, ...] = (None,) * self._parts
+        self._bias = None
         if bias is not None:
-            biases = torch.einsum("i,j,o->ijo", ones, ones, bias.double()).to(bias.dtype)
-            self._biases = biases.reshape(self._parts, -1).unbind()
-        self._laid: tuple[int, tuple[Tensor, ...]] = 0, ()
+            self._bias = torch.einsum("i,j,o->ijo", ones, ones, bias.double()).to(bias.dtype).flatten()
+        self._laid: tuple[int, Tensor] = 0, weight
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, H, W), channels last."""
@@ -129,37 +124,26 @@ class _Direction:
             return y  # itself and no view: what follows may then work in place
         return y[:, :, :height, :width].clone(memory_format=torch.channels_last)
 
-    def drop(self) -> None:
-        """Forget the transformed weights until the next call."""
-        self._laid = 0, ()
-
     def _some(self, x: Tensor, y: Tensor) -> None:
         n, down, _, across, _, _ = y.shape
         mixed = ROOM.take("mixed", x, n, down, POINTS, across * TILE * self.inputs)
         _spread(x.view(n, down, TILE, -1).unbind(2), mixed.unbind(2), 1)
         columns = mixed.view(n, down, POINTS, across, TILE, self.inputs)
-        products = [row for part in range(self._parts) for row in self._row(columns, part)]
+        room = ROOM.take("spread", x, self._laid[0], POINTS**2 * self.inputs)
+        spread = room[: n * down * across].view(n, down, across, POINTS, POINTS, self.inputs)
+        _spread(columns.unbind(4), spread.transpose(2, 3).unbind(4), 3)
+        products = self._products(room)[: n * down * across].view(n, down, across, POINTS, -1).unbind(3)
         half = ROOM.take("half", x, n, down, TILE, across, POINTS, self.outputs)
         _gather(products, half.flatten(4).unbind(2))
         _gather(half.unbind(4), y.unbind(4))
 
-    def _row(self, columns: Tensor, part: int) -> Sequence[Tensor]:
-        """(N, H / 4, 6, W / 4, 4, C) to some of the 6 rows of products, each (N, H / 4, W / 4, 6 O)."""
-        n, down, _, across, _, _ = columns.shape
-        rows, own = self._laid[0], POINTS // self._parts
-        room = ROOM.take("spread", columns, rows, own * POINTS * self.inputs)
-        spread = room[: n * down * across].view(n, down, across, own, POINTS, self.inputs)
-        _spread(columns.narrow(2, part * own, own).unbind(4), spread.transpose(2, 3).unbind(4), 3)
-        return self._products(room, part)[: n * down * across].view(n, down, across, own, -1).unbind(3)
-
-    def _products(self, rows: Tensor, part: int) -> Tensor:
-        """(T, 36 C / parts) -> (T, 36 O / parts)."""
-        image, weight, bias = rows.t()[None, :, None, :], self._laid[1][part], self._biases[part]  # (1, C', 1, T)
-        groups = POINTS**2 // self._parts
+    def _products(self, rows: Tensor) -> Tensor:
+        """(T, 36 C) -> (T, 36 O)."""
+        image, weight = rows.t()[None, :, None, :], self._laid[1]  # (1, 36 C, 1, T)
         if not weight.is_mkldnn:
-            return F.conv2d(image, weight, bias, groups=groups)[0, :, 0].t().contiguous()
+            return F.conv2d(image, weight, self._bias, groups=POINTS**2)[0, :, 0].t().contiguous()
         convolve = torch.ops.mkldnn._convolution_pointwise
-        found: Tensor = convolve(image, weight, bias, *ONCE, groups, "none", [], "")
+        found: Tensor = convolve(image, weight, self._bias, *ONCE, POINTS**2, "none", [], "")
         return found[0, :, 0].t()
 
     def _lay(self, rows: int) -> None:
@@ -167,11 +151,11 @@ class _Direction:
         with LAYING, torch.inference_mode(False), torch.no_grad():
             if rows <= self._laid[0]:
                 return
-            taps = torch.kron(self._taps, self._taps)  # (36, 9)
-            self._laid = rows, tuple(self._packed(some, rows) for some in taps.chunk(self._parts))
+            self._laid = rows, self._packed(rows)
 
-    def _packed(self, taps: Tensor, rows: int) -> Tensor:
-        """The products' weights for some of the 36 points, (36 O / parts, C, 1, 1): G g G' in float64, then rounded."""
+    def _packed(self, rows: int) -> Tensor:
+        """The products' weights, (36 O, C, 1, 1): G g G' in float64, then rounded."""
+        taps = torch.kron(self._taps, self._taps)  # (36, 9)
         plain = self._plain.permute(2, 3, 0, 1).reshape(TAPS**2, -1)
         wide = plain.new_empty(len(taps), plain.shape[1])
         for first in range(0, plain.shape[1], SOME):
@@ -237,12 +221,6 @@ class Winograd(nn.Module):
         if self._back is None:
             self._back = _Direction(self._plain[0], None, turned=True)
         return self._back(grad)
-
-    def rest(self) -> None:
-        """Give the memory of the transformed weights away; who asks again transforms them again."""
-        for direction in (self._ahead, self._back):
-            if direction is not None:
-                direction.drop()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, H, W)."""

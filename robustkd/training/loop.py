@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from robustkd.methods._memo import remembering
 from robustkd.models._base import check_takes
 from robustkd.models._files import portable
 from robustkd.models._fold import folded, frozen
-from robustkd.models._winograd import Winograd
 from robustkd.recipe.schema import Precision, Recipe
 from robustkd.signals import check
 from robustkd.training import checkpoint
@@ -34,14 +33,13 @@ from robustkd.training.batches import ATTACK, Batches
 from robustkd.training.evaluate import Accuracy, evaluate
 from robustkd.training.heap import kept
 from robustkd.training.log import Log
+from robustkd.training.recompute import Recompute
 from robustkd.training.schedule import rate
 from robustkd.training.seeds import generator, seed_of
 from robustkd.training.team import Team
 
 Listen = Callable[[dict[str, Any]], None]
 LOG_EVERY = 10
-REST = 64
-"""Images of a process in a step from which transforming the teachers' weights anew takes a fiftieth of it, or less."""
 
 
 class Loop:
@@ -80,13 +78,11 @@ class Loop:
         self.wrapped = self.student
         self.method: Method[Any, Any] = recipe.method_class()(recipe.method, classes=classes)
         self.teachers, self.held = teachers, held
-        self._wide: list[Winograd] = []
         self._fast = folded(self.student) if knobs.speed == "auto" else None
+        self._recompute = Recompute().graphs if knobs.speed == "auto" else nullcontext
         if knobs.speed == "auto":  # they are frozen: what is folded now stays right
             images = -(-knobs.batch_size // self.place.world)
             self.teachers = {role: frozen(net, images=images) for role, net in teachers.items()}
-            modules = (module for net in self.teachers.values() for module in net.modules())
-            self._wide = [module for module in modules if isinstance(module, Winograd) and images >= REST]
         data = recipe.dataset
         self.batches = Batches(train, knobs, seed=recipe.seed, place=self.place, stream=data.stream, workers=data.workers)
         self.addons = Addons(
@@ -162,7 +158,7 @@ class Loop:
         clock = replace(clock, lr_scale=lr / self.recipe.train.lr)
         outer, nets = self.addons.outer, replace(nets, student=self.wrapped)
         around = self.addons.around(nets, Batch(x, y, x_adv), self.state, clock)
-        with self._teachers_rest(), around as (nets, batch, seen):
+        with self._recompute(), around as (nets, batch, seen):
             with self._autocast():
                 parts, terms = outer.loss(nets, batch, self.state, clock)
             terms = self.team.mean({"loss": parts.detach(), **terms, **seen})
@@ -204,20 +200,6 @@ class Loop:
                 start=inner.start or method.start,
                 rng=rng,
             )
-
-    @contextmanager
-    def _teachers_rest(self) -> Iterator[None]:
-        """Whenever the student is asked inside, its graph gets the memory of the teachers' transformed weights."""
-
-        def rest(*_: object) -> None:
-            for module in self._wide:
-                module.rest()
-
-        handle = self.student.register_forward_pre_hook(rest)
-        try:
-            yield
-        finally:
-            handle.remove()
 
     def _autocast(self, precision: Precision | None = None) -> torch.autocast:
         """The outer problem's, unless told; the search has its own, for bf16 turns signs of small gradients."""

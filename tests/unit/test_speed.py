@@ -10,9 +10,9 @@ from torch import nn
 from robustkd.catalog import Shelf
 from robustkd.datasets._base import ImageSet
 from robustkd.methods._base import Clock
-from robustkd.models import _winograd
+from robustkd.models import _fold, _winograd
 from robustkd.recipe.schema import Recipe
-from robustkd.training import loop as training
+from robustkd.training import recompute
 from robustkd.training.evaluate import evaluate
 from robustkd.training.loop import Loop
 from robustkd.training.teachers import freeze
@@ -60,26 +60,11 @@ def trained(loop: Loop, data: ImageSet, steps: int = 3) -> dict[str, torch.Tenso
 def test_both_speeds_train_the_same_student(name, data, tmp_path, monkeypatch):
     monkeypatch.setattr(_winograd, "CHANNELS", 1)  # of frozen teachers, as if these were wide
     monkeypatch.setattr(_winograd, "WORK", 0)
-    monkeypatch.setattr(training, "REST", 1)  # and the batch so large that their weights make room for the student's graph
+    monkeypatch.setattr(_fold, "LARGE", 0)
+    monkeypatch.setattr(recompute, "LEAST", 0)  # as if the student's answers were large
     quick, safe = (trained(loop_of(name, speed, data, tmp_path), data) for speed in ("auto", "safe"))
     for key, value in safe.items():
         torch.testing.assert_close(quick[key], value, rtol=1e-7, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
-
-
-@pytest.mark.parametrize(("rest", "laid"), [(1, False), (9, True)])
-def test_transformed_weights_make_room_for_the_graph_of_a_large_batch(rest, laid, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(_winograd, "CHANNELS", 1)
-    monkeypatch.setattr(_winograd, "WORK", 0)
-    monkeypatch.setattr(training, "REST", rest)
-    loop, seen = loop_of("dgad", "auto", data, tmp_path), []
-    wide = [module for module in loop.teachers["robust"].modules() if isinstance(module, _winograd.Winograd)]
-
-    def look(*_):
-        seen.append({bool(direction._laid[1]) for module in wide for direction in (module._ahead, module._back)})
-
-    loop.student.register_forward_hook(look)
-    trained(loop, data, steps=1)
-    assert wide and seen == [{laid}, {laid}]
 
 
 def test_an_attack_with_batch_statistics_is_not_folded(data, tmp_path):

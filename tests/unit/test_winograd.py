@@ -73,34 +73,6 @@ def test_an_image_is_answered_alike_in_any_company():
     assert torch.equal(conv(x.flip(0)), together.flip(0))
 
 
-@pytest.mark.parametrize("parts", [2, 3, 6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_weights_in_pieces_are_the_same_weights(parts, dtype, monkeypatch):
-    weight, bias = _conv(40, 24, dtype=dtype)
-    x = _images(3, 40, 9, 9, dtype).requires_grad_(True)
-    found = []
-    for some in (1, parts):
-        monkeypatch.setattr(_winograd, "BLOCK", 36 * weight.numel() / 9 * weight.element_size() / some)
-        conv = Winograd(weight, bias, images=1)
-        found.append((y := conv(x), *torch.autograd.grad(y.square().sum(), x)))
-        assert len(conv._ahead._laid[1]) == len(conv._back._laid[1]) == some
-    close = {torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
-
-
-def test_who_rests_answers_as_before():
-    conv, x = Winograd(*_conv(24, 24, dtype=torch.float32), images=1), _images(3, 24, 8, 8, torch.float32).requires_grad_(True)
-    conv.rest()  # nothing to give away yet
-    found = []
-    for _ in range(2):
-        y = conv(x)
-        found.append((y, *torch.autograd.grad(y.square().sum(), x)))
-        conv.rest()
-        assert conv._ahead._laid == conv._back._laid == (0, ())
-    assert all(torch.equal(first, again) for first, again in zip(*found, strict=True))
-
-
 def test_a_gradient_after_inference_mode():
     conv, x = Winograd(*_conv(192, 192, dtype=torch.float32), images=1), _images(3, 192, 8, 8, torch.float32)
     with torch.inference_mode():
