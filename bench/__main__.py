@@ -21,7 +21,7 @@ PLACED = ("step", "audit", "engine", "memory")
 MODULES = {"memory": "peaks"}
 """Where the module has another name: `bench.memory` measures folders of pictures."""
 APART = ("breakdown", "masking", "verdict")
-USUAL = {"device": "cpu", "precision": "fp32", "speed": "auto"}
+USUAL = {"device": "cpu", "precision": "fp32", "speed": "auto", "batch": 0}
 RESULTS = Path(os.environ.get("ROBUSTKD_BENCH_RESULTS") or Path(__file__).parent / "results")
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         return apart
     asked = _parser().parse_args(argv)
     names = (asked.name,) if asked.name else NAMES
-    place = {"device": asked.device, "precision": asked.precision, "speed": asked.speed, "only": tuple(asked.only or ("*",))}
+    place = {key: getattr(asked, key) for key in (*USUAL, "pairs")} | {"only": tuple(asked.only or ("*",))}
     results = [measure(name, quick=asked.quick, place=place) for name in names]
     if asked.json:
         joined = results[0]["environment"]
@@ -56,7 +56,15 @@ def _parser() -> argparse.ArgumentParser:
         help="of our training step; bf16-attack: of the search too. The reference is fp32",
     )
     parser.add_argument("--speed", default="auto", choices=("auto", "safe"), help="train.speed of our training step")
+    parser.add_argument("--batch", type=count, default=0, metavar="N", help="images in a step on the papers' networks")
+    parser.add_argument("--pairs", type=count, default=0, metavar="N", help="how often both sides of a step are timed")
     return parser
+
+
+def count(told: str) -> int:
+    if (number := int(told)) < 1:
+        raise ValueError
+    return number
 
 
 def measure(name: str, *, quick: bool, place: dict[str, Any] | None = None) -> dict[str, Any]:

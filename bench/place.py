@@ -17,12 +17,16 @@ class Place:
         precision: of our training step; the reference is always fp32. `bf16` leaves the attack in fp32, as the product
             does unless told otherwise; `bf16-attack` has both in bf16, and finds other adversarial images.
         speed: `train.speed` of our training step.
+        batch: images in a training step on the papers' networks; 0: as many as `bench.sizes` says.
+        pairs: how often both sides of a training step are timed; 0: as often as `bench.step` says.
         only: patterns of case names; one must fit.
     """
 
     device: str = "cpu"
     precision: str = "fp32"
     speed: str = "auto"
+    batch: int = 0
+    pairs: int = 0
     only: tuple[str, ...] = ("*",)
 
     def wants(self, case: str) -> bool:

@@ -58,7 +58,7 @@ class Different(Exception):
 
 
 def rows(*, quick: bool, place: Place = HERE) -> Iterator[Row]:
-    for method, size in cases(quick=quick, device=place.device):
+    for method, size in cases(quick=quick, device=place.device, batch=place.batch):
         if not place.wants(case_of(method, size)):
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -69,12 +69,13 @@ def rows(*, quick: bool, place: Place = HERE) -> Iterator[Row]:
             pair = Pair(method, size, Path(folder), place=place)
             kind = ("quickstart" if size is QUICKSTART else "papers") + (", quick" if quick else "")
             ready = pair.within, pair.outside
-            row = interleave(pair.case, pair.ours, pair.reference, pairs=PAIRS[kind], settle=place.settle, ready=ready)
+            pairs = place.pairs or PAIRS[kind]
+            row = interleave(pair.case, pair.ours, pair.reference, pairs=pairs, settle=place.settle, ready=ready)
         facts = {"batch": size.batch, "steps": size.steps, "pixels": size.pixels}
         yield {**row, **facts, "device": place.device, "precision": place.precision, "speed": place.speed}
 
 
-def cases(*, quick: bool, device: str = "cpu") -> Iterator[tuple[str, Size]]:
+def cases(*, quick: bool, device: str = "cpu", batch: int = 0) -> Iterator[tuple[str, Size]]:
     """Every method on the quickstart's networks, and on those of the papers (a quick run: some methods)."""
     methods = [name for name in Shelf("methods").names() if name in STEPS]
     for name in set(Shelf("methods").names()) - set(STEPS):
@@ -85,7 +86,7 @@ def cases(*, quick: bool, device: str = "cpu") -> Iterator[tuple[str, Size]]:
             continue
         for student in QUICK_STUDENTS if quick else STUDENTS:
             for teacher in TEACHERS if roles_of(method) else ("resnet-18",):
-                yield method, paper(student, teacher, device=device)
+                yield method, paper(student, teacher, device=device, batch=batch)
 
 
 def roles_of(method: str) -> tuple[Any, ...]:

@@ -137,6 +137,25 @@ def test_the_timed_commands_work():
     startup.call(["-m", "robustkd", "--version"])
 
 
+def test_batch_and_pairs_are_what_is_asked_for(monkeypatch, tmp_path):
+    assert {size.batch for _, size in step.cases(quick=True, batch=4) if size is not sizes.QUICKSTART} == {4}
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(step, "QUICKSTART", TINY)
+    threads = torch.get_num_threads()
+    assert command.main(["step", "--pairs", "2", "--batch", "4", "--only", "standard/resnet18*"]) == 0
+    torch.set_num_threads(threads)
+    (row,) = json.loads((tmp_path / "step-4.json").read_text())["rows"]
+    assert (row["pairs"], row["batch"]) == (2, TINY.batch), "the quickstart's own batch stays"
+
+
+@pytest.mark.parametrize("option", [["--batch", "0"], ["--pairs", "-1"], ["--pairs", "many"]])
+def test_a_number_that_is_none_is_refused(option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["step", *option])
+    assert stopped.value.code == 2
+    assert f"argument {option[0]}: invalid count value: '{option[1]}'" in capsys.readouterr().err
+
+
 def test_results_of_another_place_do_not_replace_the_usual_ones(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "RESULTS", tmp_path)
     monkeypatch.setattr(step, "QUICKSTART", TINY)
