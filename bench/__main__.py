@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def count(told: str) -> int:
+    """A whole number above zero."""
     if (number := int(told)) < 1:
         raise ValueError
     return number

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -62,9 +62,7 @@ def rows(*, quick: bool, place: Place = HERE) -> Iterator[Row]:
         if not place.wants(case_of(method, size)):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            with ExitStack() as small:  # networks that take the short cuts of those that are timed
-                for module, sizes in SHORT_CUTS.items():
-                    small.enter_context(patch.multiple(module, **sizes))
+            with short_cuts():
                 Pair(method, tiny(size), Path(folder), dtype=torch.float64).check()
             pair = Pair(method, size, Path(folder), place=place)
             kind = ("quickstart" if size is QUICKSTART else "papers") + (", quick" if quick else "")
@@ -73,6 +71,15 @@ def rows(*, quick: bool, place: Place = HERE) -> Iterator[Row]:
             row = interleave(pair.case, pair.ours, pair.reference, pairs=pairs, settle=place.settle, ready=ready)
         facts = {"batch": size.batch, "steps": size.steps, "pixels": size.pixels}
         yield {**row, **facts, "device": place.device, "precision": place.precision, "speed": place.speed}
+
+
+@contextmanager
+def short_cuts() -> Iterator[None]:
+    """Small networks take the short cuts of large ones inside."""
+    with ExitStack() as small:
+        for module, sizes in SHORT_CUTS.items():
+            small.enter_context(patch.multiple(module, **sizes))
+        yield
 
 
 def cases(*, quick: bool, device: str = "cpu", batch: int = 0) -> Iterator[tuple[str, Size]]:

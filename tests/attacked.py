@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +14,14 @@ THREATS = [ThreatModel(eps=0.03), ThreatModel(norm="l2", eps=0.15)]
 """Balls in which some images of `victim` fall and others do not."""
 
 
+@cache
 def batch(n: int) -> tuple[Tensor, Tensor]:
     """Images and labels."""
     data = images(n)
     return torch.from_numpy(data.floats()), torch.from_numpy(data.labels)
 
 
+@cache
 def victim() -> nn.Module:
     """A network that knows the images, frozen."""
     with torch.random.fork_rng():

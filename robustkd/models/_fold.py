@@ -24,9 +24,13 @@ def _line(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """What a batch norm does to each channel in eval mode: scale and shift, (C,)."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None  # it was looked for
-    scale = (variance + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale
+    return line(mean, (variance + norm.eps).rsqrt(), norm.weight, norm.bias)
+
+
+def line(mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What normalising does to each channel: scale and shift, (C,), from its mean and one over its standard deviation."""
+    scale = inverse if weight is None else inverse * weight
+    return scale, -mean * scale if bias is None else bias - mean * scale
 
 
 class _Convolution(nn.Module):

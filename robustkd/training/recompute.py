@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node, saved_tensors_hooks
 
+from robustkd.models._fold import line
+
 NORM = "NativeBatchNormBackward0"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     NORM: lambda x: x,
@@ -48,10 +50,7 @@ class _Answer:
 
     def _computed(self) -> Tensor:
         norm = self._norm
-        mean, scale = norm._saved_result1, norm._saved_result2
-        if norm._saved_weight is not None:
-            scale = scale * norm._saved_weight
-        shift = -mean * scale if self._bias is None else self._bias - mean * scale
+        scale, shift = line(norm._saved_result1, norm._saved_result2, norm._saved_weight, self._bias)
         return ACTIVATIONS[self._activation](torch.addcmul(shift[:, None, None], norm._saved_input, scale[:, None, None]))
 
 

@@ -15,16 +15,6 @@ from tests.attacked import THREATS, Recorder, batch, victim
 SCHEDULES = [Schedule(1), Schedule(7, restarts=2), Schedule(100), Schedule(40, targets=3)]
 
 
-@pytest.fixture(scope="module")
-def data():
-    return batch(64)
-
-
-@pytest.fixture(scope="module")
-def net():
-    return victim()
-
-
 def never(z, margins, rows):
     return torch.zeros(len(z), dtype=torch.bool)
 
@@ -51,7 +41,8 @@ def authors(model, x, y, threat, schedule, seed):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
-def test_every_query_is_the_authors_until_an_image_leaves(threat, schedule, data, net):
+def test_every_query_is_the_authors_until_an_image_leaves(threat, schedule):
+    net, data = victim(), batch(64)
     theirs, ours = Recorder(net), Recorder(net)
     expected = authors(theirs, *data, threat, schedule, 5)
     found = auto_pgd(ours, *data, threat, schedule, 5, never)
@@ -62,8 +53,8 @@ def test_every_query_is_the_authors_until_an_image_leaves(threat, schedule, data
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t"])
 @pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
-def test_leaving_changes_no_flag_and_saves_queries(threat, name, data, net):
-    x, y = data
+def test_leaving_changes_no_flag_and_saves_queries(threat, name):
+    net, (x, y) = victim(), batch(64)
     # the authors draw for the batch
     attack = Shelf("attacks").get(name)(steps=60, starts="batch", **({"targets": 3} if name == "apgd-t" else {}))
     quick = attack.perturb(net, x, y, threat, seed=2)
@@ -77,9 +68,9 @@ def test_leaving_changes_no_flag_and_saves_queries(threat, name, data, net):
     assert torch.equal(quick.x_adv[robust[0]], x[robust[0]])
 
 
-def test_an_image_stays_until_the_caller_has_enough(data, net):
+def test_an_image_stays_until_the_caller_has_enough():
     """What else must fall is asked of images wrong beyond rounding only, and they go on until it has fallen."""
-    x, y = data
+    net, (x, y) = victim(), batch(64)
     asked = []
 
     def enough(z, rows):
@@ -95,8 +86,8 @@ def test_an_image_stays_until_the_caller_has_enough(data, net):
     assert torch.equal(margin(net(found.x_adv), y) > 0, margin(net(plain.x_adv), y) > 0)
 
 
-def test_pgd_asks_nothing_more_about_an_image_that_fell(data, net):
-    x, y = data
+def test_pgd_asks_nothing_more_about_an_image_that_fell():
+    net, (x, y) = victim(), batch(64)
     first = Shelf("attacks").get("pgd")(steps=20).perturb(net, x, y, ThreatModel(eps=0.06), seed=0)
     assert first.forwards < 0.5 * 20 * len(x)
     assert (margin(net(first.x_adv), y) <= 0).float().mean() > 0.7

@@ -14,16 +14,6 @@ from robustkd.threat import ThreatModel
 from tests.attacked import THREATS, Recorder, batch, victim
 
 
-@pytest.fixture(scope="module")
-def data():
-    return batch(64)
-
-
-@pytest.fixture(scope="module")
-def net():
-    return victim()
-
-
 class Patient(Guard):
     """Lets no image go."""
 
@@ -49,7 +39,8 @@ def authors(model, x, y, threat, steps, targets):
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
-def test_every_query_is_the_authors_until_an_image_leaves(threat, data, net, monkeypatch):
+def test_every_query_is_the_authors_until_an_image_leaves(threat, monkeypatch):
+    net, data = victim(), batch(64)
     if threat.norm == "linf":  # with their projection, whose rounding differs from ours
         monkeypatch.setattr(_fab, "linf", projection_linf)
     theirs, ours = Recorder(net), Recorder(net)
@@ -65,8 +56,8 @@ def test_every_query_is_the_authors_until_an_image_leaves(threat, data, net, mon
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda t: t.norm)
-def test_images_that_leave_are_broken_and_the_others_go_on_as_before(threat, data, net):
-    x, y = data
+def test_images_that_leave_are_broken_and_the_others_go_on_as_before(threat):
+    net, (x, y) = victim(), batch(64)
     stayed = Fab(threat, 20, 3).search(all_along := Patient(net, x, y, threat), x, y)
     left = Fab(threat, 20, 3).search(shorter := Guard(net, x, y, threat), x, y)
     broken = [net(z).argmax(1) != y for z in (stayed, left)]
@@ -75,8 +66,8 @@ def test_images_that_leave_are_broken_and_the_others_go_on_as_before(threat, dat
     assert shorter.forwards < all_along.forwards
 
 
-def test_an_image_that_no_slope_leads_away_from_stays_where_it_is(data):
-    x, y = data
+def test_an_image_that_no_slope_leads_away_from_stays_where_it_is():
+    x, y = batch(64)
     flat = torch.nn.functional.one_hot(y, 4).float()
     threat = ThreatModel(eps=0.03)
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from bench.step import short_cuts
 from robustkd.catalog import Shelf
 from robustkd.datasets._base import ImageSet
 from robustkd.methods._base import Clock
-from robustkd.models import _fold, _winograd
 from robustkd.recipe.schema import Recipe
-from robustkd.training import recompute
 from robustkd.training.evaluate import evaluate
 from robustkd.training.loop import Loop
 from robustkd.training.teachers import freeze
@@ -57,12 +56,9 @@ def trained(loop: Loop, data: ImageSet, steps: int = 3) -> dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("name", Shelf("methods").names())
-def test_both_speeds_train_the_same_student(name, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(_winograd, "CHANNELS", 1)  # of frozen teachers, as if these were wide
-    monkeypatch.setattr(_winograd, "WORK", 0)
-    monkeypatch.setattr(_fold, "LARGE", 0)
-    monkeypatch.setattr(recompute, "LEAST", 0)  # as if the student's answers were large
-    quick, safe = (trained(loop_of(name, speed, data, tmp_path), data) for speed in ("auto", "safe"))
+def test_both_speeds_train_the_same_student(name, data, tmp_path):
+    with short_cuts():  # as if teachers were wide and the student's answers large
+        quick, safe = (trained(loop_of(name, speed, data, tmp_path), data) for speed in ("auto", "safe"))
     for key, value in safe.items():
         torch.testing.assert_close(quick[key], value, rtol=1e-7, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
 
