@@ -48,6 +48,8 @@ from robustkd.threat import ThreatModel
 
 #: images that set the scale of the logits
 SCALE = 256
+#: the piece in which a shard keeps the engine's clean answers for the merging
+CLEAN = "clean-logits"
 #: answers without a gradient, per image, from which a session of ONNX Runtime is worth its start
 ASKED = 500
 
@@ -143,6 +145,7 @@ class _Work:
     kind: probes.Kind
     steps: list[Step]
     checks: list[Check]
+    logits: Images
     begun: float
     earlier: float
 
@@ -179,6 +182,7 @@ def carry_out_shard(order: Order, shard: Shard) -> Store:
     with _quiet(order):
         work = _begin(order, shard)
         _attack(work)
+    work.job.store.put(CLEAN, {"logits": work.logits})
     return work.job.store
 
 
@@ -202,7 +206,9 @@ def _begin(order: Order, shard: Shard) -> _Work:
     x, y = order.images.floats(), order.images.labels
     one = engine_side(engine, audit.batch_size)
     judge_e = side_of_engine(engine, audit.batch_size, stochastic=True) if audit.stochastic else one
-    logits = one.logits(x)
+    logits = (store.get(CLEAN) or {}).get("logits")
+    if logits is None:
+        logits = one.logits(x)
     kind = probes.output_kind(logits)
     device = device_of(net) if net is not None else torch.device("cpu")
     judge_s = network_side(source.net, device, order.images, audit) if source else None
@@ -249,7 +255,7 @@ def _begin(order: Order, shard: Shard) -> _Work:
         logits.shape[1],
         threat.norm,
     )
-    return _Work(job, kind, steps, [*checks, *skipped], begun, earlier)
+    return _Work(job, kind, steps, [*checks, *skipped], logits, begun, earlier)
 
 
 def _attack(work: _Work) -> dict[str, dict[str, AttackResult]]:

@@ -13,6 +13,7 @@ import hashlib
 import io
 import lzma
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -77,9 +78,15 @@ def full_folder(root: Path) -> Path | None:
     return None
 
 
+@cache
+def _embedded() -> bytes:
+    """Both splits, unpacked once: an audit opens both, and a shard of one does so again to merge."""
+    return lzma.decompress(_EMBEDDED.read_bytes())
+
+
 def embedded(split: Split, name: str) -> ImageSet:
     """The subset inside the package: 10,000 training or 2,000 test images, balanced over the classes."""
-    arrays: Any = np.load(io.BytesIO(lzma.decompress(_EMBEDDED.read_bytes())), allow_pickle=False)
+    arrays: Any = np.load(io.BytesIO(_embedded()), allow_pickle=False)
     labels = arrays[f"{split}_y"].astype(np.int64)
     return ImageSet(arrays[f"{split}_x"], labels, CLASSES, name, split)
 
