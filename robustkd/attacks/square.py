@@ -11,8 +11,10 @@ with an error; there our own repetition of the same search runs (`robustkd.attac
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -47,8 +49,40 @@ class Square(Attack, frozen=True):
             seed=seed,
             verbose=False,
         )
+        draws = _Draws(attack, seed)
+        attack.random_choice, attack.random_int, attack.eta = draws.signs, draws.place, draws.pattern
         found: Tensor = attack.perturb(x, y)
         return found
+
+
+class _Draws:
+    """The random numbers that the authors' code draws from torch's global state, the same ones, from a state of their own.
+
+    Args:
+        attack: the authors' attack.
+        seed: of all its randomness.
+    """
+
+    def __init__(self, attack: Any, seed: int) -> None:
+        self._attack, self._rng = attack, torch.Generator().manual_seed(seed)
+
+    def _drawn(self, shape: Sequence[int]) -> Tensor:
+        return torch.rand(shape, generator=self._rng).to(self._attack.device)
+
+    def signs(self, shape: Sequence[int]) -> Tensor:
+        """Ones of either sign."""
+        return torch.sign(2 * self._drawn(shape) - 1)
+
+    def place(self, low: int = 0, high: int = 1, shape: Sequence[int] = (1,)) -> Tensor:
+        """Whole numbers from `low` on, below `high`."""
+        return (low + (high - low) * self._drawn(shape)).long()
+
+    def pattern(self, s: int) -> Tensor:
+        """A window's pattern in l2, (s, s), upright or turned."""
+        upper, lower = self._attack.eta_rectangles(s // 2, s), self._attack.eta_rectangles(s - s // 2, s)
+        delta = torch.cat([upper, -1.0 * lower])
+        delta /= (delta**2).sum(dim=(0, 1), keepdim=True).sqrt()
+        return delta.T if bool(torch.rand([1], generator=self._rng) > 0.5) else delta
 
 
 def _grid_fits(height: int, width: int) -> bool:

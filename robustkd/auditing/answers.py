@@ -42,19 +42,20 @@ class Answers(nn.Module):
         return torch.from_numpy(scores)
 
 
-def answers(net: nn.Module, x: Tensor) -> nn.Module:
+def answers(net: nn.Module, x: Tensor, threads: int) -> nn.Module:
     """The network with its answers by ONNX Runtime; itself where torch is quicker, or there is no such session.
 
     Args:
         net: what `frozen` made of a network.
         x: some images.
+        threads: of the session.
     """
     if not isinstance(net, fx.GraphModule) or device_of(net).type != "cpu" or x.dtype != torch.float32:
         return net
     if any(isinstance(module, Winograd) for module in net.modules()):
         return net  # a quarter of the multiplications
     try:
-        return Answers(net, open_session(_exported(net, x), threads=torch.get_num_threads()))
+        return Answers(net, open_session(_exported(net, x), threads=threads))
     except Exception:  # the exporter and the runtime fail with whatever an operator does to them
         return net
 

@@ -32,13 +32,13 @@ def models_of(
     x: Tensor,
     *,
     random: bool,
-    asked: bool = False,
+    asked: int = 0,
     exact: bool = False,
 ) -> dict[str, Model]:
     """What each kind of attack works on; a `random` engine's networks may be random too, then their mean leads.
 
     Networks are made as quick as they can be had, unless they shall be `exact`; more so where they are `asked` for answers
-    without gradients many times.
+    without gradients many times, by so many threads.
     """
 
     @cache

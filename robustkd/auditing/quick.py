@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 ALIKE = 1e-4
 
 
-def quick(net: nn.Module, x: Tensor, *, asked: bool = False) -> nn.Module:
+def quick(net: nn.Module, x: Tensor, *, asked: int = 0) -> nn.Module:
     """The network with batch norms folded, or itself: where it cannot be traced, is random, or would answer otherwise.
 
     Args:
         net: (N, C, H, W) in [0, 1] -> logits (N, K), in eval mode.
         x: images to compare the answers on: these, and the same under noise.
-        asked: often for its answers alone.
+        asked: threads that answer it where it is asked often for its answers alone; 0: it is not.
     """
     found = frozen(net)
     if found is net:
@@ -44,7 +44,7 @@ def quick(net: nn.Module, x: Tensor, *, asked: bool = False) -> nn.Module:
     noisy = (x + 0.05 * torch.randn(x.shape, generator=rng).to(x)).clamp(0, 1)
     if not all(_alike(net, found, images) for images in (x, noisy)):
         return net
-    sooner = answers(found, x) if asked else found
+    sooner = answers(found, x, asked) if asked else found
     return sooner if sooner is found or all(_alike(found, sooner, images) for images in (x, noisy)) else found
 
 

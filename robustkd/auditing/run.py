@@ -16,6 +16,7 @@ from torch import nn
 
 from robustkd.attacks._base import prepared
 from robustkd.auditing import probes
+from robustkd.auditing.beside import room, steady
 from robustkd.auditing.closing import Means, closing_checks
 from robustkd.auditing.controls import Unseen
 from robustkd.auditing.corruptions import corruptions
@@ -224,15 +225,17 @@ def _begin(order: Order, shard: Shard) -> _Work:
     second = order.second if not any(check.name == TWIN and check.status != "ok" for check in checks) else None
     led: Engine = Mean(engine) if audit.stochastic else engine
     some = torch.from_numpy(x[:SCALE]).to(device)
-    asked = order.policy.answers >= ASKED
+    together = room((len(rows) for _, rows in shard.chunks(len(x), audit.batch_size)), audit.batch_size, device)
+    asked = torch.get_num_threads() // together if order.policy.answers >= ASKED else 0
     prepare = partial(models_of, led, net, source, second, kind, some, random=audit.stochastic, asked=asked)
+    models = prepare()
     job = Job(
         x,
         y,
         threat,
         judge_e,
         judge_s,
-        prepare(),
+        models,
         ledger,
         store,
         audit.batch_size,
@@ -241,6 +244,7 @@ def _begin(order: Order, shard: Shard) -> _Work:
         order.progress,
         shard,
         exact=lambda: prepare(exact=True),
+        workers=together if all(map(steady, models.values())) else 1,
     )
     steps, skipped = _possible(
         plan(

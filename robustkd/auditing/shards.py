@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from robustkd.errors import ConfigError
 
 
@@ -34,6 +37,11 @@ class Shard(NamedTuple):
     def holds(self, chunk: int) -> bool:
         """Whether a chunk, counted from 0, is of this shard."""
         return chunk % self.total == self.number - 1
+
+    def chunks(self, n: int, batch: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """Number and positions of this shard's chunks of an audit of n images."""
+        cuts = [np.arange(first, min(first + batch, n)) for first in range(0, n, batch)]
+        return [(number, rows) for number, rows in enumerate(cuts) if self.holds(number)]
 
     def __str__(self) -> str:
         return f"{self.number}/{self.total}"

@@ -6,6 +6,7 @@ margin: a tie, a NaN or an Inf is never a point for the defender.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,6 +67,7 @@ class Side:
         self, answer: Answer, batch_size: int, *, slack: float = 0.0, draws: int = 1, scores: Side | None = None
     ) -> None:
         self._answer, self._batch, self.images = answer, batch_size, 0
+        self._one = threading.Lock()  # chunks that are attacked at once ask one after another: an engine may keep a state
         self.slack, self.draws, self.scores = slack, draws, scores or self
 
     def logits(self, x: Images, batch: int | None = None) -> Logits:
@@ -76,7 +78,8 @@ class Side:
             part = x[first : first + (batch or self._batch)]
             self.images += len(part)
             images = np.array(part, order="C")  # one image of a reversed array passes for contiguous, but not in torch
-            parts.append(np.array(self._answer(images), dtype=np.float32, copy=True))
+            with self._one:
+                parts.append(np.array(self._answer(images), dtype=np.float32, copy=True))
         return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
 
     def judge(self, x: Images, y: NDArray[np.int64], batch: int | None = None) -> Judged:

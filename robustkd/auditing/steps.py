@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustkd.attacks._base import Attack, Model
 from robustkd.attacks._grid import on_grid
+from robustkd.auditing.beside import side_by_side, untouched
 from robustkd.auditing.ledger import Flags, Ledger
 from robustkd.auditing.plan import Step, seed_of
 from robustkd.auditing.quick import attacked
@@ -40,6 +41,10 @@ class Event:
 
 
 Progress = Callable[[Event], None]
+Chunk = tuple[int, NDArray[np.int64]]
+"""Its number, and the positions of images."""
+Piece = dict[str, NDArray[Any]]
+"""What a chunk of an attack yields."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,13 @@ class Job:
     tell: Progress
     shard: Shard = ALL
     exact: Callable[[], dict[str, Model]] = dict
+    workers: int = 1
 
-    def chunks(self) -> list[tuple[int, NDArray[np.int64]]]:
+    def chunks(self) -> list[Chunk]:
         """Number and positions of this shard's chunks. They are cut by position in the audit, never by what survives,
         so that a chunk meets the same batch and the same seed whoever runs it.
         """
-        cuts = [np.arange(first, min(first + self.batch, len(self.x))) for first in range(0, len(self.x), self.batch)]
-        return [(number, rows) for number, rows in enumerate(cuts) if self.shard.holds(number)]
+        return self.shard.chunks(len(self.x), self.batch)
 
     def tensors(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images and labels of an index array, where the networks are."""
@@ -106,24 +111,11 @@ def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str
     total, done = sum(len(index) for _, index in queues), 0
     job.ledger.begin(step.name)
     seconds, calls = 0.0, {"engine": 0, "source": 0}
-    for number, index in queues:
-        name = piece_name(step.name, number)
-        piece = job.store.get(name)
-        if piece is None:
-            begun = time.perf_counter()
-            found = (
-                _chunk(job, step, step.attack, index, seed_of(job.seed, step.name, 0 if step.attack.per_image else number))
-                if step.attack
-                else _round(job, steps, number, index)
-            )
-            piece = {**found, "seconds": np.asarray(time.perf_counter() - begun)}
-            job.store.put(name, piece)
-        elif not np.array_equal(piece["index"], index):
-            raise ArtifactError(f"piece {name} of the interrupted audit holds other images", fix="start the audit anew")
+    for piece in _pieces(job, step, steps, queues):
         _enter(job, step, piece)
         seconds += float(piece["seconds"])
         calls = {side: calls[side] + int(piece[f"calls_{side}"]) for side in calls}
-        done += len(index)
+        done += len(piece["index"])
         robust = float(job.ledger.engine.robust().mean()) if job.shard == ALL else None
         job.tell(Event("attack", step.name, done, total, robust))
     for side, track in (("engine", job.ledger.engine), ("source", job.ledger.source)):
@@ -132,13 +124,43 @@ def run_step(job: Job, step: Step, steps: list[Step], report: dict[str, dict[str
             report[side][step.name] = yielded(track, step.name, step.level, calls[side], seconds, note)
 
 
+def _pieces(job: Job, step: Step, steps: list[Step], queues: list[Chunk]) -> Iterator[Piece]:
+    """What each chunk yields: first those that are kept already, then the others as they are finished."""
+    open_chunks = []
+    for number, index in queues:
+        name = piece_name(step.name, number)
+        piece = job.store.get(name)
+        if piece is None:
+            open_chunks.append((number, index))
+            continue
+        if not np.array_equal(piece["index"], index):
+            raise ArtifactError(f"piece {name} of the interrupted audit holds other images", fix="start the audit anew")
+        yield piece
+    workers = min(job.workers, len(open_chunks))
+
+    def made(chunk: Chunk) -> Piece:
+        number, index = chunk
+        begun = time.perf_counter()
+        found = (
+            _chunk(job, step, step.attack, index, seed_of(job.seed, step.name, 0 if step.attack.per_image else number))
+            if step.attack
+            else _round(job, steps, number, index)
+        )
+        piece = {**found, "seconds": np.asarray((time.perf_counter() - begun) / workers)}  # of the clock on the wall
+        job.store.put(piece_name(step.name, number), piece)
+        return piece
+
+    with untouched(job.models.values(), job.seed):
+        yield from side_by_side(made, open_chunks, workers)
+
+
 def _limit(job: Job, step: Step) -> str:
     """What is to be known of an attack that did not look at every image."""
     limited = step.images and int(job.ledger.engine.clean.robust.sum()) > step.images
     return f"on the first {step.images} images that are right when clean, those already broken left out" if limited else ""
 
 
-def pieces(job: Job, steps: list[Step]) -> Iterator[tuple[Step, dict[str, NDArray[Any]]]]:
+def pieces(job: Job, steps: list[Step]) -> Iterator[tuple[Step, Piece]]:
     """Every chunk of these steps that was attacked: with `index`, `x_adv`, and the predictions and margins of each side."""
     for step in steps:
         for number, _ in job.chunks():
@@ -147,7 +169,7 @@ def pieces(job: Job, steps: list[Step]) -> Iterator[tuple[Step, dict[str, NDArra
                 yield step, piece
 
 
-def _chunk(job: Job, step: Step, attack: Attack, index: NDArray[np.int64], seed: int) -> dict[str, NDArray[Any]]:
+def _chunk(job: Job, step: Step, attack: Attack, index: NDArray[np.int64], seed: int) -> Piece:
     """Attack and judge one chunk: every image is judged on both sides (the common pool)."""
     x, y = job.tensors(index)
     model = job.models[step.against]
@@ -169,7 +191,7 @@ def _chunk(job: Job, step: Step, attack: Attack, index: NDArray[np.int64], seed:
     return _piece(index, x_adv, on_engine, on_source, calls)
 
 
-def _round(job: Job, steps: list[Step], number: int, index: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+def _round(job: Job, steps: list[Step], number: int, index: NDArray[np.int64]) -> Piece:
     """Round every image that the steps before found in a chunk to 8 bit, and judge it: the worst for each side."""
     x, _ = job.tensors(index)
     candidates = [(np.arange(len(index)), x)]
@@ -199,10 +221,8 @@ def _nothing(n: int) -> Judged:
     return Judged(np.full(n, NO_NUMBER, np.int64), np.full(n, np.inf))
 
 
-def _piece(
-    index: NDArray[np.int64], x_adv: Images, engine: Judged, source: Judged | None, calls: dict[str, int]
-) -> dict[str, NDArray[Any]]:
-    piece: dict[str, NDArray[Any]] = {
+def _piece(index: NDArray[np.int64], x_adv: Images, engine: Judged, source: Judged | None, calls: dict[str, int]) -> Piece:
+    piece: Piece = {
         "index": index,
         "x_adv": x_adv.astype(np.float32),
         "engine_prediction": engine.prediction,
@@ -215,7 +235,7 @@ def _piece(
     return piece
 
 
-def _enter(job: Job, step: Step, piece: dict[str, NDArray[Any]]) -> None:
+def _enter(job: Job, step: Step, piece: Piece) -> None:
     engine = Judged(piece["engine_prediction"], piece["engine_margin"])
     source = Judged(piece["source_prediction"], piece["source_margin"]) if "source_margin" in piece else None
     job.ledger.add(step.name, piece["index"], piece["x_adv"], engine, source)

@@ -30,13 +30,13 @@ class Values(nn.Module):
 
     def __init__(self, engine: Engine, *, probabilities: bool = False) -> None:
         super().__init__()
-        self._engine, self._probabilities, self.images = engine, probabilities, 0
+        self.engine, self._probabilities, self.images = engine, probabilities, 0
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K), or log-probabilities."""
         self.images += len(x)
-        scores = np.array(self._engine.logits(x.detach().cpu().numpy()), dtype=np.float32, copy=True)
+        scores = np.array(self.engine.logits(x.detach().cpu().numpy()), dtype=np.float32, copy=True)
         logits = torch.from_numpy(scores).to(x.device)
         return logits.clamp_min(1e-30).log() if self._probabilities else logits
 

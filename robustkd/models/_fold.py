@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from robustkd.models._winograd import Winograd, suits
 
+FROZEN = "frozen"
+"""In the `meta` of what `frozen` made."""
 MANY = 64
 """Images at a time where nothing is said of them."""
 LARGE = 2**25
@@ -160,6 +162,8 @@ def frozen(net: nn.Module, *, images: int = MANY) -> nn.Module:
         if (better := _better(module, images)) is not None:
             parent, _, own = name.rpartition(".")
             setattr(quick.get_submodule(parent), own, better)
+    assert isinstance(quick, fx.GraphModule)
+    quick.meta[FROZEN] = True
     return quick
 
 
