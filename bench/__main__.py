@@ -22,6 +22,9 @@ MODULES = {"memory": "peaks"}
 """Where the module has another name: `bench.memory` measures folders of pictures."""
 APART = ("breakdown", "masking", "verdict")
 USUAL = {"device": "cpu", "precision": "fp32", "speed": "auto", "batch": 0}
+EVERY = ("*",)
+ALIKE = ("hardware", "versions", "device", "tf32", "threads", "quick")
+"""What two runs must share for their rows to lie in one file."""
 RESULTS = Path(os.environ.get("ROBUSTKD_BENCH_RESULTS") or Path(__file__).parent / "results")
 
 
@@ -31,7 +34,7 @@ def main(argv: list[str]) -> int:
         return apart
     asked = _parser().parse_args(argv)
     names = (asked.name,) if asked.name else NAMES
-    place = {key: getattr(asked, key) for key in (*USUAL, "pairs")} | {"only": tuple(asked.only or ("*",))}
+    place = {key: getattr(asked, key) for key in (*USUAL, "pairs")} | {"only": tuple(asked.only or EVERY)}
     results = [measure(name, quick=asked.quick, place=place) for name in names]
     if asked.json:
         joined = results[0]["environment"]
@@ -76,15 +79,29 @@ def measure(name: str, *, quick: bool, place: dict[str, Any] | None = None) -> d
     found: dict[str, Any] = {"rows": rows, "environment": environment(quick=quick, device=device)}
     odd = [str(told[key]) for key, usual in USUAL.items() if told.get(key, usual) != usual]
     file = RESULTS / ("-".join([name, *odd]) + ".json")
+    others = kept(file, found["environment"]) if told.get("only", EVERY) != EVERY else []
     for row in _rows(name, quick, told):
         if "left_out" in row:
             found["environment"]["left_out"][row["case"]] = row["left_out"]
             print(f"{row['case']}: left out, {row['left_out']}", file=sys.stderr)
             continue
         print(f"{row['case']}: {row['ratio']:.2f}", file=sys.stderr)
-        rows.append(row)
-        write(file, found)  # after each row: it survives a time limit
+        rows.append({**row, "date": found["environment"]["date"]})
+        fresh = {row["case"] for row in rows}
+        before = [other for other in others if other["case"] not in fresh]
+        write(file, {**found, "rows": [*before, *rows]})  # after each row: it survives a time limit
     return found
+
+
+def kept(file: Path, here: dict[str, Any]) -> list[Row]:
+    """The rows of a file that were measured as now, each with its date: some cases may be measured again by themselves."""
+    if not file.is_file():
+        return []
+    held = json.loads(file.read_text())
+    there = held["environment"]
+    if any(there.get(key) != here[key] for key in ALIKE):
+        return []
+    return [{"date": there["date"], **row} for row in held["rows"]]
 
 
 def _rows(name: str, quick: bool, place: dict[str, Any]) -> Iterator[Row]:

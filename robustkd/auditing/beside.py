@@ -12,19 +12,24 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from robustkd.attacks._base import Model, isolated, prepared
 from robustkd.auditing.answers import Answers
 from robustkd.auditing.quick import Own
+from robustkd.auditing.spare import spare
 from robustkd.auditing.twin import Surrogate, Tamed, Values
 from robustkd.engines.importer.module import OnnxModule
 from robustkd.engines.onnx_torch import OnnxTorchEngine
 from robustkd.engines.ort import OrtEngine
 from robustkd.models._fold import FROZEN
+from robustkd.models._winograd import Winograd
 
 MOST = 4
 """Chunks at a time: what is Python in an attack runs for one of them only."""
+
+HELD = 8
+"""Images on which it is measured what one of them holds."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,15 +42,54 @@ def room(chunks: Iterable[int], batch: int, device: torch.device) -> int:
     return max(1, min(sum(length == batch for length in chunks), torch.get_num_threads(), MOST))
 
 
-def steady(model: object) -> bool:
-    """Whether several threads may ask this model at once: networks that we made, and ONNX files; a user's may keep a state."""
+def fitting(models: Iterable[object], x: Tensor, batch: int, most: int) -> int:
+    """How many chunks may be attacked at once: as many as memory allows, and one where a model is to be asked by one thread.
+
+    Several may ask networks that we made, and ONNX files; a user's may keep a state. A network with layers for Winograd's
+    way has operators long enough to be shared between cores.
+
+    Args:
+        models: what attacks work on.
+        x: some images.
+        batch: images of a chunk.
+        most: chunks at once.
+    """
+    asked = [leaf for model in models for leaf in _leaves(model)]
+    if most < 2 or not all(map(_known, asked)):
+        return 1
+    need = batch * max((held(leaf, x) for leaf in asked if isinstance(leaf, nn.Module)), default=0)
+    left = spare()
+    return most if left is None or not need else max(1, min(most, left // (2 * need)))
+
+
+def held(net: nn.Module, x: Tensor) -> int:
+    """Bytes that an image holds while a network's gradient is looked for."""
+    stores: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        store = tensor.untyped_storage()
+        stores[store.data_ptr()] = store.nbytes()
+        return tensor
+
+    some = x[:HELD].clone().requires_grad_(True)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        net(some)
+    return sum(stores.values()) // len(some)
+
+
+def _leaves(model: object) -> list[object]:
+    """The networks and engines that a model asks in the end."""
     if isinstance(model, Surrogate):
-        return steady(model.values) and steady(model.twin)
+        return [*_leaves(model.values), *_leaves(model.twin)]
     if isinstance(model, (Own, Tamed, Answers)):
-        return steady(model.net)
-    if isinstance(model, Values):
-        return isinstance(model.engine, (OrtEngine, OnnxTorchEngine))
-    return isinstance(model, OnnxModule) or (isinstance(model, fx.GraphModule) and FROZEN in model.meta)
+        return _leaves(model.net)
+    return [model.engine if isinstance(model, Values) else model]
+
+
+def _known(leaf: object) -> bool:
+    if isinstance(leaf, fx.GraphModule):
+        return FROZEN in leaf.meta and not any(isinstance(module, Winograd) for module in leaf.modules())
+    return isinstance(leaf, (OnnxModule, OrtEngine, OnnxTorchEngine))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import nn
 
 from robustkd.attacks._base import prepared
 from robustkd.auditing import probes
-from robustkd.auditing.beside import room, steady
+from robustkd.auditing.beside import fitting, room
 from robustkd.auditing.closing import Means, closing_checks
 from robustkd.auditing.controls import Unseen
 from robustkd.auditing.corruptions import corruptions
@@ -244,7 +244,7 @@ def _begin(order: Order, shard: Shard) -> _Work:
         order.progress,
         shard,
         exact=lambda: prepare(exact=True),
-        workers=together if all(map(steady, models.values())) else 1,
+        workers=fitting(models.values(), some, audit.batch_size, together),
     )
     steps, skipped = _possible(
         plan(

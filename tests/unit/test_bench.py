@@ -148,6 +148,24 @@ def test_batch_and_pairs_are_what_is_asked_for(monkeypatch, tmp_path):
     assert (row["pairs"], row["batch"]) == (2, TINY.batch), "the quickstart's own batch stays"
 
 
+def test_cases_measured_by_themselves_join_those_that_were_measured_alike(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "_rows", lambda name, quick, told: iter([{"case": told["only"][0], "ratio": told["pairs"]}]))
+
+    def run(case, ratio, **changes):
+        told = {**dict.fromkeys(command.ALIKE, 1), "date": f"on {ratio}", **changes}
+        monkeypatch.setattr(command, "environment", lambda **_: told)
+        command.measure("step", quick=False, place={"only": (case,), "pairs": ratio})
+        rows = json.loads((tmp_path / "step.json").read_text())["rows"]
+        return [(row["case"], row["ratio"], row["date"]) for row in rows]
+
+    assert run("a", 1) == [("a", 1, "on 1")]
+    assert run("b", 2) == [("a", 1, "on 1"), ("b", 2, "on 2")]
+    assert run("a", 3) == [("b", 2, "on 2"), ("a", 3, "on 3")]
+    assert run("b", 4, threads=2) == [("b", 4, "on 4")], "measured elsewhere"
+    assert run("*", 5, threads=2) == [("*", 5, "on 5")], "everything anew"
+
+
 @pytest.mark.parametrize("option", [["--batch", "0"], ["--pairs", "-1"], ["--pairs", "many"]])
 def test_a_number_that_is_none_is_refused(option, capsys):
     with pytest.raises(SystemExit) as stopped:
