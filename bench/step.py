@@ -28,10 +28,10 @@ from bench.sizes import QUICKSTART, STUDENTS, TEACHERS, Size, paper, tiny
 from bench.timing import Row, interleave
 from robustkd.catalog import Shelf
 from robustkd.datasets._base import ImageSet
+from robustkd.heap import kept
 from robustkd.methods._base import Clock
 from robustkd.recipe.schema import AnyModel, Recipe
 from robustkd.training.batches import ATTACK
-from robustkd.training.heap import kept
 from robustkd.training.loop import Loop
 from robustkd.training.seeds import generator
 from robustkd.training.teachers import freeze

@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 from robustkd.attacks._base import Model, isolated, prepared
 from robustkd.auditing.answers import Answers
 from robustkd.auditing.quick import Own
-from robustkd.auditing.spare import spare
 from robustkd.auditing.twin import Surrogate, Tamed, Values
 from robustkd.engines.importer.module import OnnxModule
 from robustkd.engines.onnx_torch import OnnxTorchEngine
@@ -28,6 +27,8 @@ from robustkd.models._winograd import Winograd
 MOST = 4
 """Chunks at a time: what is Python in an attack runs for one of them only."""
 
+SMALL = 2**27
+"""Most bytes that a chunk holds: larger blocks of memory are kept for one thread alone (`robustkd.heap`)."""
 HELD = 8
 """Images on which it is measured what one of them holds."""
 
@@ -43,10 +44,10 @@ def room(chunks: Iterable[int], batch: int, device: torch.device) -> int:
 
 
 def fitting(models: Iterable[object], x: Tensor, batch: int, most: int) -> int:
-    """How many chunks may be attacked at once: as many as memory allows, and one where a model is to be asked by one thread.
+    """How many chunks may be attacked at once: `most`, or one where a model is to be asked by one thread.
 
-    Several may ask networks that we made, and ONNX files; a user's may keep a state. A network with layers for Winograd's
-    way has operators long enough to be shared between cores.
+    Several may ask networks that we made, and ONNX files; a user's may keep a state. Chunks that hold much, and networks
+    with layers for Winograd's way, have operators long enough to be shared between cores.
 
     Args:
         models: what attacks work on.
@@ -57,9 +58,16 @@ def fitting(models: Iterable[object], x: Tensor, batch: int, most: int) -> int:
     asked = [leaf for model in models for leaf in _leaves(model)]
     if most < 2 or not all(map(_known, asked)):
         return 1
-    need = batch * max((held(leaf, x) for leaf in asked if isinstance(leaf, nn.Module)), default=0)
-    left = spare()
-    return most if left is None or not need else max(1, min(most, left // (2 * need)))
+    return most if all(_small(leaf, x, batch) for leaf in asked if isinstance(leaf, nn.Module)) else 1
+
+
+def threads(net: nn.Module, x: Tensor, batch: int, most: int) -> int:
+    """The threads inside an operator of a network that up to `most` chunks ask at once."""
+    return torch.get_num_threads() // (most if most > 1 and _small(net, x, batch) else 1)
+
+
+def _small(net: nn.Module, x: Tensor, batch: int) -> bool:
+    return batch * held(net, x) <= SMALL
 
 
 def held(net: nn.Module, x: Tensor) -> int:

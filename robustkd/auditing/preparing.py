@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -32,13 +33,13 @@ def models_of(
     x: Tensor,
     *,
     random: bool,
-    asked: int = 0,
+    asked: Callable[[nn.Module], int] | None = None,
     exact: bool = False,
 ) -> dict[str, Model]:
     """What each kind of attack works on; a `random` engine's networks may be random too, then their mean leads.
 
     Networks are made as quick as they can be had, unless they shall be `exact`; more so where they are `asked` for answers
-    without gradients many times, by so many threads.
+    without gradients many times, by so many threads each time.
     """
 
     @cache

@@ -7,6 +7,7 @@ any more. Should the judge not follow a folded network, the attack is run anew w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 ALIKE = 1e-4
 
 
-def quick(net: nn.Module, x: Tensor, *, asked: int = 0) -> nn.Module:
+def quick(net: nn.Module, x: Tensor, *, asked: Callable[[nn.Module], int] | None = None) -> nn.Module:
     """The network with batch norms folded, or itself: where it cannot be traced, is random, or would answer otherwise.
 
     Args:
         net: (N, C, H, W) in [0, 1] -> logits (N, K), in eval mode.
         x: images to compare the answers on: these, and the same under noise.
-        asked: threads that answer it where it is asked often for its answers alone; 0: it is not.
+        asked: where it is asked often for its answers alone: by how many threads each time.
     """
     found = frozen(net)
     if found is net:
@@ -44,7 +45,7 @@ def quick(net: nn.Module, x: Tensor, *, asked: int = 0) -> nn.Module:
     noisy = (x + 0.05 * torch.randn(x.shape, generator=rng).to(x)).clamp(0, 1)
     if not all(_alike(net, found, images) for images in (x, noisy)):
         return net
-    sooner = answers(found, x, asked) if asked else found
+    sooner = answers(found, x, asked(found)) if asked else found
     return sooner if sooner is found or all(_alike(found, sooner, images) for images in (x, noisy)) else found
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from robustkd.attacks._base import prepared
 from robustkd.auditing import probes
-from robustkd.auditing.beside import fitting, room
+from robustkd.auditing.beside import fitting, room, threads
 from robustkd.auditing.closing import Means, closing_checks
 from robustkd.auditing.controls import Unseen
 from robustkd.auditing.corruptions import corruptions
@@ -42,6 +42,7 @@ from robustkd.datasets._base import ImageSet
 from robustkd.engines._base import Engine, Images
 from robustkd.engines.pytorch import device_of
 from robustkd.errors import ArtifactError
+from robustkd.heap import kept
 from robustkd.recipe.policy import AuditConfig, Gates, Policy, bounds_told, gates_of
 from robustkd.result import Artifact, AttackResult, AuditResult, Check, Dataset, Source
 from robustkd.result import Side as SideResult
@@ -191,6 +192,7 @@ def _quiet(order: Order) -> ExitStack:
     """Networks in evaluation mode with frozen parameters, and as they were afterwards."""
     _fits(order.engine, order.images)
     quiet = ExitStack()
+    quiet.enter_context(kept())
     for net in (order.twin, order.source.net if order.source else None, order.graph.net if order.graph else None):
         if net is not None:
             quiet.enter_context(prepared(net))
@@ -226,7 +228,7 @@ def _begin(order: Order, shard: Shard) -> _Work:
     led: Engine = Mean(engine) if audit.stochastic else engine
     some = torch.from_numpy(x[:SCALE]).to(device)
     together = room((len(rows) for _, rows in shard.chunks(len(x), audit.batch_size)), audit.batch_size, device)
-    asked = torch.get_num_threads() // together if order.policy.answers >= ASKED else 0
+    asked = partial(threads, x=some, batch=audit.batch_size, most=together) if order.policy.answers >= ASKED else None
     prepare = partial(models_of, led, net, source, second, kind, some, random=audit.stochastic, asked=asked)
     models = prepare()
     job = Job(

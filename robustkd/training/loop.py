@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from robustkd.ascent import ascend, attacking
 from robustkd.datasets._base import ImageSet
 from robustkd.errors import NumericsError
+from robustkd.heap import kept
 from robustkd.methods._base import Batch, Clock, Method, Nets, Terms
 from robustkd.methods._memo import remembering
 from robustkd.models._base import check_takes
@@ -31,7 +32,6 @@ from robustkd.training import checkpoint
 from robustkd.training.addons import Addons
 from robustkd.training.batches import ATTACK, Batches
 from robustkd.training.evaluate import Accuracy, evaluate
-from robustkd.training.heap import kept
 from robustkd.training.log import Log
 from robustkd.training.recompute import Recompute
 from robustkd.training.schedule import rate

@@ -109,7 +109,7 @@ def test_a_session_that_answers_gives_the_flags_of_plain_networks(data, net, mon
 
 def test_a_session_answers_alike_in_any_batch_and_has_the_gradient_of_torch(data, net):
     x = torch.from_numpy(data.floats()[:40])
-    found, folded = quick(net, x, asked=1), frozen(net)
+    found, folded = quick(net, x, asked=lambda net: 1), frozen(net)
     assert isinstance(found, answers.Answers) and not isinstance(quick(net, x), answers.Answers)
     with torch.no_grad():
         torch.testing.assert_close(found(x), net(x), rtol=1e-4, atol=1e-5)
@@ -129,7 +129,7 @@ def test_without_a_session_torch_answers(data, net, monkeypatch):
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(answers, "open_session", refused)
-    assert isinstance(quick(net, x, asked=1), fx.GraphModule)
+    assert isinstance(quick(net, x, asked=lambda net: 1), fx.GraphModule)
     double = frozen(Conv().double().eval())
     assert answers.answers(double, x.double(), 1) is double
     wide = frozen(nn.Sequential(nn.Conv2d(160, 160, 3, padding=1), nn.BatchNorm2d(160)).eval())
@@ -139,7 +139,7 @@ def test_without_a_session_torch_answers(data, net, monkeypatch):
 def test_a_session_that_answers_otherwise_is_not_taken(data, net, monkeypatch):
     x = torch.from_numpy(data.floats()[:8])
     monkeypatch.setattr(answers.Answers, "forward", lambda self, x: self.net(x) * 1.01)
-    assert isinstance(quick(net, x, asked=1), fx.GraphModule)
+    assert isinstance(quick(net, x, asked=lambda net: 1), fx.GraphModule)
 
 
 def test_images_that_leave_lose_no_flag_on_either_side(data, net, other, monkeypatch):

@@ -12,7 +12,7 @@ from torch import nn
 from robustkd.attacks._base import isolated
 from robustkd.attacks._guard import Guard
 from robustkd.attacks.square import Square
-from robustkd.auditing import beside, spare, steps
+from robustkd.auditing import beside, steps
 from robustkd.auditing.beside import fitting, held, room, side_by_side
 from robustkd.auditing.facts import ArtifactFacts, SourceModel
 from robustkd.auditing.quick import quick
@@ -126,40 +126,31 @@ def test_which_models_several_threads_may_ask():
     def several(*models):
         return fitting(models, x, 8, 3)
 
-    assert several(quick(net, x)) == several(quick(net, x, asked=1)) == several(quick(net, x), quick(net, x, asked=1)) == 3
+    assert (
+        several(quick(net, x))
+        == several(quick(net, x, asked=lambda net: 1))
+        == several(quick(net, x), quick(net, x, asked=lambda net: 1))
+        == 3
+    )
     for model in (net, Values(TorchEngine(net)), torch.fx.symbolic_trace(net), lambda x: net(x)):
         assert several(model) == several(quick(net, x), model) == 1
     wide = nn.Sequential(nn.Conv2d(1, 160, 3), nn.Conv2d(160, 160, 3, padding=1), nn.BatchNorm2d(160), nn.Flatten())
     assert several(quick(wide.eval().requires_grad_(False), x)) == 1, "its operators are long enough to be shared"
 
 
-def test_as_many_as_memory_allows(monkeypatch):
+def test_large_chunks_have_all_threads_for_themselves(monkeypatch):
     x, _ = batch(8)
     net = quick(victim(), x)
-    need = 100 * held(net, x)
-    for left, expected in ((None, 3), (10**15, 3), (4 * need, 2), (4 * need - 1, 1), (0, 1)):
-        monkeypatch.setattr(beside, "spare", lambda left=left: left)
-        assert fitting([net], x, 100, 3) == expected
+    monkeypatch.setattr(beside, "SMALL", 100 * held(net, x))
+    assert (fitting([net], x, 100, 3), beside.threads(net, x, 100, 3)) == (3, 1)
+    assert (fitting([net], x, 101, 3), beside.threads(net, x, 101, 3)) == (1, 3)
+    assert fitting([net, lambda z: z], x, 100, 3) == 1
 
 
 def test_what_an_image_holds_is_what_its_gradient_needs():
     x = torch.rand(8, 1, 8, 8)
     assert held(nn.Sequential(nn.ReLU(), nn.Flatten()), x) == 64 * 4, "the answer of the ReLU, once"
     assert held(nn.Sequential(nn.ReLU(), nn.ReLU(), nn.Flatten()), x) == 2 * 64 * 4
-
-
-def test_spare_memory_is_what_the_system_and_the_container_leave(monkeypatch, tmp_path):
-    assert spare.spare() is None or spare.spare() > 0
-    files = [tmp_path / name for name in ("meminfo", "max", "current")]
-    monkeypatch.setattr(spare, "MEMINFO", files[0])
-    monkeypatch.setattr(spare, "CGROUPS", ((files[1], files[2]),))
-    assert spare.spare() is None
-    files[0].write_text("MemTotal:  9 kB\nMemAvailable:       7 kB\n")
-    assert spare.spare() == 7 * 1024
-    files[2].write_text("3000\n")
-    for limit, expected in (("max", 7 * 1024), ("5000", 2000), ("2000", 0), ("9223372036854771712", 7 * 1024)):
-        files[1].write_text(f"{limit}\n")
-        assert spare.spare() == expected
 
 
 def test_room_is_for_full_chunks_on_a_cpu(monkeypatch):

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from robustkd.training import heap
+from robustkd import heap
 
 PROBE = """
 import resource, torch
-from robustkd.training.heap import kept
+from robustkd.heap import kept
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1])
