@@ -22,7 +22,6 @@ MODULES = {"memory": "peaks"}
 """Where the module has another name: `bench.memory` measures folders of pictures."""
 APART = ("breakdown", "masking", "verdict")
 USUAL = {"device": "cpu", "precision": "fp32", "speed": "auto", "batch": 0}
-EVERY = ("*",)
 ALIKE = ("hardware", "versions", "device", "tf32", "threads", "quick")
 """What two runs must share for their rows to lie in one file."""
 RESULTS = Path(os.environ.get("ROBUSTKD_BENCH_RESULTS") or Path(__file__).parent / "results")
@@ -34,7 +33,7 @@ def main(argv: list[str]) -> int:
         return apart
     asked = _parser().parse_args(argv)
     names = (asked.name,) if asked.name else NAMES
-    place = {key: getattr(asked, key) for key in (*USUAL, "pairs")} | {"only": tuple(asked.only or EVERY)}
+    place = {key: getattr(asked, key) for key in (*USUAL, "pairs")} | ({"only": tuple(asked.only)} if asked.only else {})
     results = [measure(name, quick=asked.quick, place=place) for name in names]
     if asked.json:
         joined = results[0]["environment"]
@@ -79,7 +78,7 @@ def measure(name: str, *, quick: bool, place: dict[str, Any] | None = None) -> d
     found: dict[str, Any] = {"rows": rows, "environment": environment(quick=quick, device=device)}
     odd = [str(told[key]) for key, usual in USUAL.items() if told.get(key, usual) != usual]
     file = RESULTS / ("-".join([name, *odd]) + ".json")
-    others = kept(file, found["environment"]) if told.get("only", EVERY) != EVERY else []
+    others = kept(file, found["environment"]) if "only" in told else []
     for row in _rows(name, quick, told):
         if "left_out" in row:
             found["environment"]["left_out"][row["case"]] = row["left_out"]

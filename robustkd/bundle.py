@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -259,12 +260,12 @@ def sha256(file: Path) -> str:
 
 
 def write_atomic(file: Path, data: bytes) -> None:
-    """Write a file so that it holds either its old or its new content, whatever happens.
+    """Write a file so that it holds either its old or its new content, whatever happens, also when several write it at once.
 
     Raises:
         ArtifactError: the disk is full, or the place cannot be written.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)

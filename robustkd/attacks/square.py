@@ -82,7 +82,7 @@ class _Draws:
         upper, lower = self._attack.eta_rectangles(s // 2, s), self._attack.eta_rectangles(s - s // 2, s)
         delta = torch.cat([upper, -1.0 * lower])
         delta /= (delta**2).sum(dim=(0, 1), keepdim=True).sqrt()
-        return delta.T if bool(torch.rand([1], generator=self._rng) > 0.5) else delta
+        return delta.T if bool(self._drawn((1,)) > 0.5) else delta
 
 
 def _grid_fits(height: int, width: int) -> bool:

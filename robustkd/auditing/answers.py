@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from robustkd.engines.ort import open_session
 from robustkd.engines.pytorch import device_of
-from robustkd.models._winograd import Winograd
+from robustkd.models._winograd import within
 
 INPUT, OUTPUT = "images", "logits"
 OPSET = 17
@@ -42,20 +43,20 @@ class Answers(nn.Module):
         return torch.from_numpy(scores)
 
 
-def answers(net: nn.Module, x: Tensor, threads: int) -> nn.Module:
+def answers(net: nn.Module, x: Tensor, threads: Callable[[nn.Module], int]) -> nn.Module:
     """The network with its answers by ONNX Runtime; itself where torch is quicker, or there is no such session.
 
     Args:
         net: what `frozen` made of a network.
         x: some images.
-        threads: of the session.
+        threads: of the session; only asked for where there will be one.
     """
     if not isinstance(net, fx.GraphModule) or device_of(net).type != "cpu" or x.dtype != torch.float32:
         return net
-    if any(isinstance(module, Winograd) for module in net.modules()):
+    if within(net):
         return net  # a quarter of the multiplications
     try:
-        return Answers(net, open_session(_exported(net, x), threads=threads))
+        return Answers(net, open_session(_exported(net, x), threads=threads(net)))
     except Exception:  # the exporter and the runtime fail with whatever an operator does to them
         return net
 

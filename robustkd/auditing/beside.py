@@ -15,18 +15,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustkd.attacks._base import Model, isolated, prepared
-from robustkd.auditing.answers import Answers
-from robustkd.auditing.quick import Own
-from robustkd.auditing.twin import Surrogate, Tamed, Values
+from robustkd.auditing.quick import leaves
 from robustkd.engines.importer.module import OnnxModule
 from robustkd.engines.onnx_torch import OnnxTorchEngine
 from robustkd.engines.ort import OrtEngine
 from robustkd.models._fold import FROZEN
-from robustkd.models._winograd import Winograd
+from robustkd.models._winograd import within
 
 MOST = 4
 """Chunks at a time: what is Python in an attack runs for one of them only."""
-
 SMALL = 2**27
 """Most bytes that a chunk holds: larger blocks of memory are kept for one thread alone (`robustkd.heap`)."""
 HELD = 8
@@ -55,7 +52,7 @@ def fitting(models: Iterable[object], x: Tensor, batch: int, most: int) -> int:
         batch: images of a chunk.
         most: chunks at once.
     """
-    asked = [leaf for model in models for leaf in _leaves(model)]
+    asked = {id(leaf): leaf for model in models for leaf in leaves(model)}.values()
     if most < 2 or not all(map(_known, asked)):
         return 1
     return most if all(_small(leaf, x, batch) for leaf in asked if isinstance(leaf, nn.Module)) else 1
@@ -85,47 +82,36 @@ def held(net: nn.Module, x: Tensor) -> int:
     return sum(stores.values()) // len(some)
 
 
-def _leaves(model: object) -> list[object]:
-    """The networks and engines that a model asks in the end."""
-    if isinstance(model, Surrogate):
-        return [*_leaves(model.values), *_leaves(model.twin)]
-    if isinstance(model, (Own, Tamed, Answers)):
-        return _leaves(model.net)
-    return [model.engine if isinstance(model, Values) else model]
-
-
 def _known(leaf: object) -> bool:
     if isinstance(leaf, fx.GraphModule):
-        return FROZEN in leaf.meta and not any(isinstance(module, Winograd) for module in leaf.modules())
+        return FROZEN in leaf.meta and not within(leaf)
     return isinstance(leaf, (OnnxModule, OrtEngine, OnnxTorchEngine))
 
 
 @contextmanager
 def untouched(models: Iterable[Model], seed: int) -> Iterator[None]:
     """No attack inside changes flags of models that another reads; random states are as before afterwards."""
-    with ExitStack() as held:
-        held.enter_context(isolated(seed))
+    with ExitStack() as stack:
+        stack.enter_context(isolated(seed))
         for model in models:
-            if isinstance(model, nn.Module):
-                held.enter_context(prepared(model))
+            stack.enter_context(prepared(model))
         yield
 
 
 def side_by_side(do: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    """What is made of each item, in the order in which they end; with one worker in theirs.
+    """What is made of each item, in the order in which they end; with one worker in theirs. No more workers than items.
 
     Raises:
         Exception: what the first of them raised that failed; those at work end first, the others do not begin.
     """
-    workers = min(workers, len(items))
     if workers < 2:
         yield from map(do, items)
         return
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, cores // workers),))
     try:
         for ended in as_completed([pool.submit(do, item) for item in items]):
             yield ended.result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # what a worker sets holds for itself, and for threads yet to come
+        torch.set_num_threads(cores)  # what a worker sets holds for itself, and for threads yet to come

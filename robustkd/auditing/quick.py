@@ -45,7 +45,7 @@ def quick(net: nn.Module, x: Tensor, *, asked: Callable[[nn.Module], int] | None
     noisy = (x + 0.05 * torch.randn(x.shape, generator=rng).to(x)).clamp(0, 1)
     if not all(_alike(net, found, images) for images in (x, noisy)):
         return net
-    sooner = answers(found, x, asked(found)) if asked else found
+    sooner = answers(found, x, asked) if asked else found
     return sooner if sooner is found or all(_alike(found, sooner, images) for images in (x, noisy)) else found
 
 
@@ -127,9 +127,16 @@ def attacked(job: Job, against: str, attack: Attack, index: NDArray[np.int64], s
 
 def _folded(model: object) -> bool:
     """Whether the values that lead an attack are those of a folded network."""
-    while isinstance(model, (White, Tamed, Own, Answers)):
-        model = model.values if isinstance(model, White) else model.net
-    return isinstance(model, fx.GraphModule)
+    return isinstance(leaves(model)[0], fx.GraphModule)
+
+
+def leaves(model: object) -> list[object]:
+    """The networks and engines that a model asks in the end, those of its values first."""
+    if isinstance(model, Surrogate):
+        return [*leaves(model.values), *leaves(model.twin)]
+    if isinstance(model, (Own, Tamed, Answers)):
+        return leaves(model.net)
+    return [model.engine if isinstance(model, Values) else model]
 
 
 @torch.no_grad()

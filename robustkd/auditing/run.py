@@ -189,7 +189,7 @@ def carry_out_shard(order: Order, shard: Shard) -> Store:
 
 
 def _quiet(order: Order) -> ExitStack:
-    """Networks in evaluation mode with frozen parameters, and as they were afterwards."""
+    """Networks in evaluation mode with frozen parameters, and as they were afterwards; freed memory is kept until then."""
     _fits(order.engine, order.images)
     quiet = ExitStack()
     quiet.enter_context(kept())

@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import struct
-import threading
 import tokenize
 import warnings
 import zipfile
@@ -66,7 +65,6 @@ class Store:
 
     def __init__(self, folder: Path | None, identity: dict[str, Any], shards: tuple[Path, ...] = ()) -> None:
         self.folder, self.identity, self._shards, self._memory = folder, identity, shards, dict[str, Arrays]()
-        self._one = threading.Lock()  # two chunks may be finished at once
 
     @classmethod
     def open(cls, folder: Path | None, identity: dict[str, Any], *, resume: bool, shards: tuple[Path, ...] = ()) -> Store:
@@ -127,8 +125,7 @@ class Store:
         if self.folder is None:
             self._memory[name] = arrays
             return
-        with self._one:
-            folder = self.begin()
+        folder = self.begin()
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stub mistakes ** for allow_pickle
         write_atomic(folder / f"{name}.npz", buffer.getvalue())

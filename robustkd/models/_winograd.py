@@ -232,6 +232,11 @@ class Winograd(nn.Module):
         return found
 
 
+def within(net: nn.Module) -> bool:
+    """Whether a network has such a layer."""
+    return any(isinstance(module, Winograd) for module in net.modules())
+
+
 def suits(conv: nn.Conv2d, weight: Tensor) -> bool:
     """Whether a convolution can be had this way, and is likely to be quicker."""
     return (

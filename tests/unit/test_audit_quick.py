@@ -131,9 +131,9 @@ def test_without_a_session_torch_answers(data, net, monkeypatch):
     monkeypatch.setattr(answers, "open_session", refused)
     assert isinstance(quick(net, x, asked=lambda net: 1), fx.GraphModule)
     double = frozen(Conv().double().eval())
-    assert answers.answers(double, x.double(), 1) is double
+    assert answers.answers(double, x.double(), lambda net: 1) is double
     wide = frozen(nn.Sequential(nn.Conv2d(160, 160, 3, padding=1), nn.BatchNorm2d(160)).eval())
-    assert answers.answers(wide, torch.rand(2, 160, 8, 8), 1) is wide, "Winograd's way is quicker still"
+    assert answers.answers(wide, torch.rand(2, 160, 8, 8), lambda net: 1) is wide, "Winograd's way is quicker still"
 
 
 def test_a_session_that_answers_otherwise_is_not_taken(data, net, monkeypatch):

@@ -150,12 +150,14 @@ def test_batch_and_pairs_are_what_is_asked_for(monkeypatch, tmp_path):
 
 def test_cases_measured_by_themselves_join_those_that_were_measured_alike(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "RESULTS", tmp_path)
-    monkeypatch.setattr(command, "_rows", lambda name, quick, told: iter([{"case": told["only"][0], "ratio": told["pairs"]}]))
+    monkeypatch.setattr(
+        command, "_rows", lambda name, quick, told: iter([{"case": told.get("only", "*")[0], "ratio": told["pairs"]}])
+    )
 
     def run(case, ratio, **changes):
         told = {**dict.fromkeys(command.ALIKE, 1), "date": f"on {ratio}", **changes}
         monkeypatch.setattr(command, "environment", lambda **_: told)
-        command.measure("step", quick=False, place={"only": (case,), "pairs": ratio})
+        command.measure("step", quick=False, place={"pairs": ratio} | ({"only": (case,)} if case != "*" else {}))
         rows = json.loads((tmp_path / "step.json").read_text())["rows"]
         return [(row["case"], row["ratio"], row["date"]) for row in rows]
 

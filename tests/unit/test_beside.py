@@ -22,28 +22,16 @@ from robustkd.catalog import Shelf
 from robustkd.engines.ort import OrtEngine
 from robustkd.engines.pytorch import PytorchEngine
 from robustkd.errors import Interrupted
-from robustkd.recipe.policy import AuditConfig, Policy
+from robustkd.recipe.policy import AuditConfig
 from robustkd.threat import ThreatModel
 from tests.attacked import THREATS, batch, victim
 from tests.audit_nets import Quadrants, TorchEngine, images
 from tests.unit.test_attacks import SMALL, make
 from tests.unit.test_audit_graph import write
 from tests.unit.test_audit_resume import plain
+from tests.unit.test_audit_shards import POLICY
 
 CPU = torch.device("cpu")
-POLICY = Policy(
-    name="small",
-    noise_draws=2,
-    pgd_steps=4,
-    apgd_steps=6,
-    targets=1,
-    square_queries=40,
-    uint8="post",
-    ladder_images=0,
-    scale_images=0,
-    memory_images=0,
-    fresh_process=False,
-)
 ALL = POLICY.model_copy(update={"fab": True, "square_queries": 500})
 """So many questions that a session of ONNX Runtime answers them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,15 @@ def test_a_forged_manifest_reaches_no_file_outside(tmp_path: Path, name: str, ch
     rewrite(bundle, files={name: sha256(tmp_path / "secret.onnx")})
     with pytest.raises(ArtifactError):
         Bundle.open(bundle.path, check=check).file(".onnx").read_bytes()
+
+
+def test_several_threads_may_write_one_file(tmp_path: Path) -> None:
+    file, contents = tmp_path / "x", [bytes([i]) * 10_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            list(pool.map(lambda data: write_atomic(file, data), contents))
+            assert file.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_manifest_round_trip() -> None:
